@@ -1,0 +1,1 @@
+"""gatefx compiles adapters that decide."""

@@ -1,0 +1,1 @@
+"""Names and numbers that passes and methods share."""
