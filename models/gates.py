@@ -1,0 +1,2 @@
+"""placeholder"""
+GATE_MODULES = ()

@@ -1,0 +1,63 @@
+"""A checked order of passes, itself a pass."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..errors import PassError
+from .contract import Pass, PassResult
+from .report import Outcome, PassReport
+
+
+@dataclass(frozen=True)
+class Pipeline(Pass):
+    """Passes in an order that is checked when the pipeline is built.
+
+    Attributes:
+        passes: what runs, first to last.
+        assumes: class names of passes that have already run on the graph this pipeline will be given.
+
+    Raises:
+        PassError: a pass stands before one that it must follow.
+    """
+
+    passes: tuple[Pass, ...]
+    assumes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen = set(self.assumes)
+        for item in self.passes:
+            missing = [name for name in item.after if name not in seen]
+            if missing:
+                raise PassError(
+                    f"{item.name} must run after {', '.join(missing)}.",
+                    given=" → ".join(p.name for p in self.passes) or "no passes",
+                    expected=f"{missing[0]} somewhere before {item.name}",
+                    remedy="reorder the passes, or name what has already run in Pipeline(assumes=…)",
+                )
+            seen.add(item.name)
+
+    def _run(self, graph_module: fx.GraphModule, *, verify: bool) -> PassResult:
+        reports: list[PassReport] = []
+        for item in self.passes:
+            result = item(graph_module, verify=verify)
+            graph_module = result.graph_module
+            reports += result.reports
+        return PassResult(graph_module, tuple(reports))
+
+    def apply(self, graph_module: fx.GraphModule) -> Outcome:
+        """Not called: a pipeline runs its passes one by one, each on a copy of its own."""
+        raise PassError("A pipeline is run by calling it.", given=graph_module._get_name())
+
+    def uuid(self) -> str:
+        """A digest of every option and every source file involved, for caches of compiled graphs."""
+        digest = hashlib.sha256()
+        for item in self.passes:
+            digest.update(repr(item).encode())
+            digest.update(inspect.getsource(sys.modules[type(item).__module__]).encode())
+        return digest.hexdigest()
