@@ -52,7 +52,7 @@ class CCM:
         penalty_rate: η_λ in λ ← max(0, λ + η_λ·(E k − budget)).
         entropy_weight: β of Eq. 6.
         smoothness: weight of the variance of k within a batch (§6.4).
-        coverage_rate: step of c ← c − rate·(E k − budget)/budget.
+        coverage_rate: how far c moves each step towards the c at which the last batch would have met the budget.
         temperature, temperature_min, schedule: τ over training (appendix B.2).
     """
 
@@ -75,7 +75,7 @@ class CCM:
     penalty_rate: float = 0.01
     entropy_weight: float = 0.01
     smoothness: float = 0.0
-    coverage_rate: float = 0.02
+    coverage_rate: float = 0.1
     temperature: float = 1.0
     temperature_min: float = 0.2
     schedule: TemperatureSchedule = "cosine"

@@ -1,2 +1,204 @@
-"""placeholder"""
-GATE_MODULES = ()
+"""Gates as small modules that stand in a graph: a rank router while training, its hardened form when deployed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..config import CCM
+from .gate_functions import (
+    hard_concrete_gate,
+    hard_concrete_offset,
+    hard_concrete_open,
+    ranks_within,
+    select_ranks,
+    straight_through,
+)
+from .pooling import StatePool
+
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True)
+class GateRecord:
+    """What a router decided in its last call, for objectives and diagnostics.
+
+    Attributes:
+        probabilities: p, (B, S, r); sums to one over the rank axis for top-k, elementwise for the other gates.
+        gate: g, (B, S, r), as it multiplied the adapters.
+        count: the differentiable effective rank k(x), (B, S).
+    """
+
+    probabilities: Tensor
+    gate: Tensor
+    count: Tensor
+
+
+class RankRouter(nn.Module):
+    """Pool(H) → MLP → one gate per example, site and rank direction (CCM-LoRA §2.3, §2.4).
+
+    Deviation: one trunk d → d_router serves all heads, the heads differ in d_router → r (the paper's "shared trunk +
+    heads", table 14); a full MLP per site would own more parameters than the adapters it routes.
+
+    Args:
+        config: the method's options.
+        width: d, channels of the pooled state.
+        ranks: r of each site, S of them.
+        head_of_site: which output head each site reads, S indices.
+        budget: E[k] to start from, in ranks.
+    """
+
+    temperature: Tensor
+    coverage: Tensor
+    penalty: Tensor
+    updates: Tensor
+    running_rank: Tensor
+    site_ranks: Tensor
+    head_of_site: Tensor
+
+    def __init__(
+        self, config: CCM, *, width: int, ranks: tuple[int, ...], head_of_site: tuple[int, ...], budget: float
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.budget = budget
+        self.max_rank = max(ranks)
+        heads = max(head_of_site) + 1
+        hidden = config.hidden_width(width)
+        self.pool = StatePool(config.pool, width=width, prefix=config.prefix)
+        self.trunk = nn.Linear(width, hidden)
+        self.heads = nn.Linear(hidden, heads * self.max_rank)
+        self.register_buffer("site_ranks", torch.tensor(ranks))
+        self.register_buffer("head_of_site", torch.tensor(head_of_site))
+        self.register_buffer("temperature", torch.tensor(config.temperature))
+        self.register_buffer("coverage", torch.tensor(budget / self.max_rank))
+        self.register_buffer("penalty", torch.tensor(config.penalty))
+        self.register_buffer("updates", torch.tensor(0))
+        self.register_buffer("running_rank", torch.tensor(float(budget)))
+        self.record: GateRecord | None = None
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier weights; a last bias that opens `budget` ranks on average (appendix B.2)."""
+        for layer in (self.trunk, self.heads):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        if self.config.gate != "topk":
+            share = min(self.budget / self.max_rank, 1 - 1e-3)
+            offset = hard_concrete_offset(self.config.temperature) if self.config.gate == "hard_concrete" else 0.0
+            nn.init.constant_(self.heads.bias, float(torch.logit(torch.tensor(share))) + offset)
+
+    def extra_repr(self) -> str:
+        """What the printed graph should show of a router."""
+        return f"sites={len(self.site_ranks)}, gate={self.config.gate}, k={self.config.k}, budget={self.budget:g}"
+
+    def logits(self, state: Tensor, mask: Tensor | None) -> Tensor:
+        """Rank logits s(x): state (B, T, d) or (B, d), mask (B, T) → (B, S, r)."""
+        pooled = self.pool(state, mask)
+        hidden = nn.functional.gelu(self.trunk(pooled))
+        by_head = self.heads(hidden).unflatten(-1, (-1, self.max_rank))
+        return by_head.index_select(1, self.head_of_site)
+
+    def scores(self, state: Tensor, mask: Tensor | None) -> Tensor:
+        """What hard decisions rank by: probabilities (B, S, r), zero beyond a site's own rank."""
+        return self._probabilities(self.logits(state, mask))
+
+    def _probabilities(self, logits: Tensor) -> Tensor:
+        inside = ranks_within(self.site_ranks, self.max_rank)
+        if self.config.gate == "topk":
+            return torch.softmax((logits / self.temperature).masked_fill(~inside, float("-inf")), dim=-1)
+        if self.config.gate == "hard_concrete":
+            return hard_concrete_open(logits, self.temperature) * inside
+        return torch.sigmoid(logits / self.temperature) * inside
+
+    def forward(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The gate g(x), (B, S, r), for state (B, T, d) or (B, d) and mask (B, T)."""
+        logits = self.logits(state, mask)
+        probabilities = self._probabilities(logits)
+        if self.config.gate == "topk":
+            gate, count = self._top_k(probabilities)
+        elif self.config.gate == "hard_concrete":
+            inside = ranks_within(self.site_ranks, self.max_rank)
+            gate = hard_concrete_gate(logits, self.temperature, sample=self.training) * inside
+            count = probabilities.sum(-1)
+        else:
+            gate, count = probabilities, probabilities.sum(-1)
+        self.record = GateRecord(probabilities, gate, count)
+        return gate
+
+    def _top_k(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.config
+        level = self.coverage if config.k == "coverage" else torch.full_like(self.coverage, self.budget)
+        _, mask = select_ranks(probabilities, level, self.site_ranks, rule=config.k, k_min=config.k_min, buckets=None)
+        hard = mask.to(probabilities.dtype)
+        # Σp = 1 whatever the router does, so the count has no gradient through p; the perplexity of p has, and grows
+        # with the number of ranks needed to cover c.
+        entropy = -(probabilities * torch.log(probabilities.clamp_min(1e-12))).sum(-1)
+        count = straight_through(hard.sum(-1), entropy.exp())
+        return straight_through(hard, probabilities), count
+
+    def observe(self, mean_rank: float, coverage: float) -> None:
+        """One update of the dual variables after an optimiser step: λ, c, and the running mean of E[k].
+
+        λ ← max(0, λ + η_λ(E k − budget)); c moves by `coverage_rate` of its way to `coverage`, the c at which the last
+        batch would have met the budget (top-k with coverage only).
+        """
+        config, excess = self.config, mean_rank - self.budget
+        self.running_rank.lerp_(torch.as_tensor(mean_rank, dtype=self.running_rank.dtype), 1 - _MOMENTUM)
+        self.penalty.add_(config.penalty_rate * excess).clamp_(min=0.0)
+        if config.gate == "topk" and config.k == "coverage":
+            self.coverage.lerp_(torch.as_tensor(coverage, dtype=self.coverage.dtype), config.coverage_rate)
+        self.updates.add_(1)
+
+
+class HardRankRouter(nn.Module):
+    """The deployed router: which rank directions are active, most probable first.
+
+    Reads the same trunk and heads as the router it hardens. `level` is the calibrated coverage c (rule "coverage"),
+    the number of ranks (rule "fixed"), or a probability threshold (rule "threshold"); a buffer, so that a budget
+    changes without a new graph.
+    """
+
+    level: Tensor
+    buckets: Tensor
+
+    def __init__(self, router: RankRouter, *, level: float, rule: str, buckets: tuple[int, ...]) -> None:
+        super().__init__()
+        self.router = router
+        self.rule = rule
+        self.register_buffer("level", torch.tensor(level))
+        self.register_buffer("buckets", torch.tensor(buckets))
+
+    def extra_repr(self) -> str:
+        """What the printed graph should show of a hardened router."""
+        return f"sites={len(self.router.site_ranks)}, rule={self.rule}, buckets={self.buckets.tolist()}"
+
+    def forward(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Indices of active ranks, (B, S, r): active ones first by falling probability, then −1."""
+        indices, _ = select_ranks(
+            self.router.scores(state, mask),
+            self.level,
+            self.router.site_ranks,
+            rule=self.rule,
+            k_min=self.router.config.k_min,
+            buckets=self.buckets,
+        )
+        return indices
+
+
+class RankMask(nn.Module):
+    """Indices of active ranks (B, S, r) → the dense gate g ∈ {0, 1}, (B, S, r): the meaning that gathering must equal."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, indices: Tensor) -> Tensor:
+        """One where a direction's index occurs."""
+        directions = torch.arange(indices.shape[-1], device=indices.device)
+        return (indices.unsqueeze(-1) == directions).any(dim=-2).to(self.dtype)
+
+
+GATE_MODULES = (RankRouter, HardRankRouter, RankMask)

@@ -1,0 +1,213 @@
+"""Adapter sites: where a graph adds a low-rank update to a linear layer, or the reason why a near miss is none.
+
+    x ──▶ linear(W0) ────────────────────────────────▶ add ──▶ y          AdapterSite
+    └──▶ [dropout] ─▶ linear(A) ─▶ [mul(gate)] ─▶ linear(B) ─▶ [mul(s)] ──┘
+
+Recognised by structure, never by name alone: A (r, d_in) is read by one linear, whose result only B (d_out, r) reads,
+whose scaled result is added to the linear that reads the same x. That is what PEFT's LoRA traces to with any
+rank_pattern, alpha_pattern, rsLoRA, lora_dropout and bias, over nn.Linear and Conv1D, and what gatefx attaches itself.
+Several adapters on one layer are several sites, one adding to the other's sum.
+
+Misses: adapters on embeddings, DoRA (the update is renormalised), a branch that is not added to its own layer,
+a leading axis that is not the batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ...models.regularization import REGULARIZATION_MODULES
+from ..graph.edit import shape_of, tensor_value
+
+aten = torch.ops.aten
+_MATRIX = 2
+_BRANCH_NAMES = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
+
+_EMBEDDING = "its A is looked up, not multiplied (an embedding adapter)"
+_OTHER_SHAPE = "its A and B do not form linear(A) then linear(B), added to the layer over the same input"
+
+
+@dataclass(frozen=True)
+class AdapterSite:
+    """One linear layer with a low-rank update y = base + scale·B A x.
+
+    Attributes:
+        path: the layer's module path; name: a readable, unique name (path, and the adapter's name if there are several).
+        x: state entering the layer, (B, …, d_in); base: the layer's own output, (B, …, d_out).
+        down: u = A x, (B, …, r); gate: the node that multiplies u, or None; up: B u; scaled: s·B u (or up); add: y.
+        lora_a: get_attr of A (r, d_in); lora_b: get_attr of B (d_out, r); scale: s, a number or a get_attr node.
+        branch_input: x, or x after the adapter's dropout.
+    """
+
+    name: str
+    path: str
+    x: fx.Node
+    branch_input: fx.Node
+    base: fx.Node
+    down: fx.Node
+    gate: fx.Node | None
+    up: fx.Node
+    scaled: fx.Node
+    add: fx.Node
+    lora_a: fx.Node
+    lora_b: fx.Node
+    scale: float | fx.Node
+    rank: int
+    d_in: int
+    d_out: int
+
+
+@dataclass(frozen=True)
+class Miss:
+    """A branch that looks like an adapter and is not a site, and why."""
+
+    where: str
+    reason: str
+
+
+def find_sites(graph_module: fx.GraphModule) -> tuple[tuple[AdapterSite, ...], tuple[Miss, ...]]:
+    """All adapter sites in graph order, and the near misses."""
+    sites: list[AdapterSite] = []
+    misses: list[Miss] = []
+    matched: set[str] = set()
+    for node in graph_module.graph.nodes:
+        if node.target is not aten.linear.default:
+            continue
+        found = _match(node, graph_module)
+        if isinstance(found, AdapterSite):
+            sites.append(found)
+            matched.update((str(found.lora_a.target), str(found.lora_b.target)))
+        elif found is not None:
+            misses.append(found)
+    misses += _unmatched(graph_module, matched, misses)
+    return tuple(sites), tuple(misses)
+
+
+def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | None:
+    """Read a site from its down-projection; None where the node is not one."""
+    up, gate = _up_projection(down)
+    lora_a = _matrix(down)
+    lora_b = _matrix(up) if up is not None else None
+    if up is None or lora_a is None or lora_b is None:
+        return None
+    rank, d_in = (int(size) for size in tensor_value(lora_a).shape)
+    d_out = int(tensor_value(lora_b).shape[0])
+    named = _named_as_adapter(lora_a)
+    if not named and rank >= min(d_in, d_out):
+        return None
+    branch_input = down.all_input_nodes[0]
+    x = _through_dropout(branch_input, graph_module)
+    scaled, scale = _scaled(up)
+    joined = _sum_with_base(scaled, x, d_out) if len(down.users) == 1 else "something besides B reads A x"
+    if not isinstance(joined, str) and not isinstance(shape_of(x)[0], torch.SymInt):
+        joined = "the leading axis of its input is not the batch, so one gate per example has no place"
+    if isinstance(joined, str):
+        return Miss(str(lora_a.target).rpartition(".lora_")[0], joined) if named else None
+    total, base, weight = joined
+    path = plain_path(str(weight.target))
+    return AdapterSite(
+        _site_name(path, lora_a), path, x, branch_input, base, down, gate, up, scaled, total, lora_a, lora_b, scale,
+        rank, d_in, d_out,
+    )  # fmt: skip
+
+
+def _up_projection(down: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+    """The linear that reads A x, directly or through one gate multiplication."""
+    for user in down.users:
+        if user.target is aten.linear.default and user.args[0] is down:
+            return user, None
+        if user.target is aten.mul.Tensor and len(user.users) == 1 and user.args[0] is down:
+            up = next(iter(user.users))
+            if up.target is aten.linear.default and up.args[0] is user:
+                return up, user
+    return None, None
+
+
+def _matrix(linear: fx.Node) -> fx.Node | None:
+    """The weight of a bias-free or biased linear, where it is a matrix the graph reads."""
+    weight = linear.args[1]
+    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or tensor_value(weight).dim() != _MATRIX:
+        return None
+    return weight
+
+
+def _named_as_adapter(node: fx.Node) -> bool:
+    return any(f".{name}." in f".{node.target}." for name in _BRANCH_NAMES)
+
+
+def _through_dropout(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
+    """The state before the adapter's own dropout. The layer's input dropout also feeds the base and is kept."""
+    if node.op != "call_module" or len(node.users) != 1:
+        return node
+    if isinstance(graph_module.get_submodule(str(node.target)), REGULARIZATION_MODULES):
+        return node.all_input_nodes[0]
+    return node
+
+
+def _scaled(up: fx.Node) -> tuple[fx.Node, float | fx.Node]:
+    user = next(iter(up.users), None)
+    if len(up.users) == 1 and user is not None and user.target is aten.mul.Tensor and user.args[0] is up:
+        factor = user.args[1]
+        if isinstance(factor, (int, float)):
+            return user, float(factor)
+        if isinstance(factor, fx.Node) and factor.op == "get_attr" and tensor_value(factor).numel() == 1:
+            return user, factor
+    return up, 1.0
+
+
+def _sum_with_base(scaled: fx.Node, x: fx.Node, d_out: int) -> tuple[fx.Node, fx.Node, fx.Node] | str:
+    """(the add that joins the update, the layer's output, the layer's weight); a reason where there is no such add."""
+    if len(scaled.users) != 1:
+        return "its update is read in several places, so gating it would change more than one layer"
+    total = next(iter(scaled.users))
+    if total.target is not aten.add.Tensor:
+        return f"its update is not added to a layer (it goes to {total.target}); DoRA and the like renormalise it"
+    base = next((arg for arg in total.args if isinstance(arg, fx.Node) and arg is not scaled), None)
+    if base is None or total.kwargs or shape_of(base)[-1] != d_out:
+        return "its update is added to something of another shape"
+    weight = _layer_weight(base, x)
+    return (total, base, weight) if weight is not None else "the layer it adds to reads another input"
+
+
+def _layer_weight(base: fx.Node, x: fx.Node) -> fx.Node | None:
+    """The weight of the linear over x behind `base`, looking through other adapters that were already added to it."""
+    while base.target is aten.add.Tensor and isinstance(base.args[0], fx.Node):
+        base = base.args[0]
+    if base.target is aten.linear.default:
+        return _matrix(base) if base.args[0] is x else None
+    inner = base.args[0] if base.target in (aten.view.default, aten.reshape.default) else None
+    if not isinstance(inner, fx.Node) or inner.target is not aten.addmm.default:
+        return None
+    flat, weight = inner.args[1], inner.args[2]
+    reads_x = isinstance(flat, fx.Node) and flat.args[0] is x
+    return weight if reads_x and isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def plain_path(tensor_name: str) -> str:
+    """The module path of a tensor, as it was before PEFT wrapped the model."""
+    path = tensor_name.rpartition(".")[0].removesuffix(".base_layer")
+    return path.removeprefix("base_model.model.")
+
+
+def _site_name(path: str, lora_a: fx.Node) -> str:
+    """The layer's path, with the adapter's name where it is not PEFT's or our own default."""
+    adapter = str(lora_a.target).removesuffix(".weight").rpartition("lora_A")[2].strip(".")
+    return path if adapter in ("", "default") else f"{path}[{adapter}]"
+
+
+def _unmatched(graph_module: fx.GraphModule, matched: set[str], misses: list[Miss]) -> list[Miss]:
+    """Tensors named like an adapter's that belong to no site."""
+    explained = {miss.where for miss in misses}
+    found: dict[str, Miss] = {}
+    for node in graph_module.graph.find_nodes(op="get_attr"):
+        name = str(node.target)
+        where = name.rpartition(".lora_")[0]
+        if name in matched or where in explained or not _named_as_adapter(node):
+            continue
+        embedding = "embedding" in name.rpartition(".lora_")[2]
+        reason = _EMBEDDING if embedding else _OTHER_SHAPE
+        found.setdefault(where, Miss(where, reason))
+    return list(found.values())
