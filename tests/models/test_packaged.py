@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import bz2
 import csv
+import logging
+import logging.handlers
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -131,6 +133,9 @@ def test_the_rebuilt_l3_equals_its_onnx_graph() -> None:
 def test_an_encoder_is_ready_quiet_and_seeded(key: str, capfd: pytest.CaptureFixture[str]) -> None:
     had(lambda: checkpoint(key))
     verbosity = transformers.utils.logging.get_verbosity()
+    # Its own handler holds the stderr of the time of import, which capfd does not see.
+    records = logging.handlers.BufferingHandler(capacity=1_000)
+    logging.getLogger("transformers").addHandler(records)
     torch.manual_seed(5)
     before = torch.get_rng_state()
     capfd.readouterr()
@@ -138,6 +143,8 @@ def test_an_encoder_is_ready_quiet_and_seeded(key: str, capfd: pytest.CaptureFix
     model, tokenizer = encoder(key, num_labels=3, seed=1)
 
     assert "".join(capfd.readouterr()) == ""
+    assert [record.getMessage() for record in records.buffer] == []
+    logging.getLogger("transformers").removeHandler(records)
     assert torch.equal(torch.get_rng_state(), before)
     assert transformers.utils.logging.get_verbosity() == verbosity
     assert not model.training
