@@ -101,7 +101,9 @@ def _check_fields(path: Path, content: Mapping[str, Any]) -> None:
     missing = [name for name in DESCRIBED if name not in content]
     if missing or not isinstance(files, dict):
         raise ArtifactError(
-            f"{path} lacks fields.", given=", ".join(content), expected=", ".join((*DESCRIBED, "files"))
+            f"{path} lacks fields.",
+            given=", ".join(content),
+            expected=", ".join([*DESCRIBED, "files"]),
         )
     for name, entry in files.items():
         if not is_inside(name):
