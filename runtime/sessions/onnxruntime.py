@@ -1,0 +1,248 @@
+"""Artifacts in ONNX Runtime. The provider that was asked for is the one that runs, or opening fails."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from ...errors import ArtifactError, BudgetError, InputError, ProviderError, missing_package
+from ..artifact import Artifact
+from .budget import BudgetTable
+from .inputs import feed
+from .protocol import TensorSpec
+
+MODEL_FILE = "model.onnx"
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(double)": np.dtype(np.float64),
+    "tensor(float16)": np.dtype(np.float16),
+    "tensor(int64)": np.dtype(np.int64),
+    "tensor(int32)": np.dtype(np.int32),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(uint64)": np.dtype(np.uint64),
+    "tensor(uint32)": np.dtype(np.uint32),
+    "tensor(uint16)": np.dtype(np.uint16),
+    "tensor(uint8)": np.dtype(np.uint8),
+    "tensor(bool)": np.dtype(np.bool_),
+}
+
+_ERRORS_ONLY = 3
+
+
+class OnnxSession:
+    """An artifact folder opened in ONNX Runtime; see `protocol.Session`. Make one with `OnnxSession.open`."""
+
+    def __init__(self, session: Any, artifact: Artifact, provider: str) -> None:
+        self._session = session
+        self._artifact = artifact
+        self._provider = provider
+        self._inputs = tuple(_spec(node) for node in session.get_inputs())
+        self._outputs = tuple(_spec(node) for node in session.get_outputs())
+        self._overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
+        self._table = BudgetTable.from_manifest(artifact.manifest)
+        self._chosen: float | None = None
+        if self._table is not None and self._table.initializer not in {spec.name for spec in self._overridable}:
+            raise ArtifactError(
+                "The artifact's budget controls a buffer that its model does not have.",
+                given=self._table.initializer,
+                expected=", ".join(spec.name for spec in self._overridable) or "no budget table",
+            )
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        provider: Literal["cpu", "cuda", "tensorrt"] | str = "cpu",
+        threads: int | None = None,
+    ) -> OnnxSession:
+        """A session on `artifact`.
+
+        Args:
+            artifact: an opened artifact, or its folder, which is then verified.
+            provider: "cpu", "cuda", "tensorrt", or ONNX Runtime's full name.
+            threads: within one operator; None leaves the choice to ONNX Runtime.
+
+        Raises:
+            MissingDependencyError: onnxruntime is not installed.
+            ProviderError: the provider is not there, or does not take the model.
+            ArtifactError: the folder does not verify, or ONNX Runtime refuses the model.
+            InputError: a number of threads below one.
+        """
+        runtime = _runtime()
+        options = runtime.SessionOptions()
+        # Its warnings are about optimisations that a replaceable buffer prevents, which is what it is for.
+        options.log_severity_level = _ERRORS_ONLY
+        if threads is not None:
+            if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+                raise InputError("The number of threads is no count.", given=repr(threads), expected="1 or more")
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        wanted = PROVIDERS.get(provider, provider)
+        _check_available(runtime, wanted)
+        opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+        session = _started(runtime, opened, options, wanted)
+        obtained = session.get_providers()[0]
+        if obtained != wanted:
+            raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
+        return cls(session, opened, obtained)
+
+    @property
+    def provider(self) -> str:
+        """The first provider of the running session, as ONNX Runtime names it."""
+        return self._provider
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """What a call must pass."""
+        return self._inputs
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """What a call returns."""
+        return self._outputs
+
+    @property
+    def overridable(self) -> tuple[TensorSpec, ...]:
+        """Buffers with a default that `run` takes as further inputs."""
+        return self._overridable
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """The fields of the artifact's `gatefx.json`."""
+        return self._artifact.manifest
+
+    @property
+    def budget(self) -> Any:
+        """The budget in force: the one that was set, else the one of the export.
+
+        Setting it raises BudgetError where the artifact's budget is fixed or the value is outside its table.
+        """
+        return self.manifest["budget"] if self._chosen is None else self._chosen
+
+    @budget.setter
+    def budget(self, value: float) -> None:
+        self._required_table().value(value)
+        self._chosen = float(value)
+
+    def __call__(self, **arrays: Any) -> dict[str, np.ndarray]:
+        """Outputs by name; see `run`."""
+        return self.run(arrays)
+
+    def run(self, arrays: Mapping[str, Any], budget: float | None = None) -> dict[str, np.ndarray]:
+        """Outputs by name.
+
+        Args:
+            arrays: input name → numpy array, torch CPU tensor or nested list; overridable buffers too.
+            budget: for this call only, instead of `self.budget`.
+
+        Raises:
+            InputError: inputs that are missing, unknown, or do not fit.
+            BudgetError: a budget outside the artifact's table, or one beside its own buffer among `arrays`.
+        """
+        fed = feed(arrays, self._inputs, self._overridable)
+        # One read of the attribute: another thread may set it meanwhile.
+        chosen = self._chosen if budget is None else budget
+        if chosen is not None:
+            self._feed_budget(fed, chosen, explicit=budget is not None)
+        answers = self._answers(fed)
+        return {spec.name: answer for spec, answer in zip(self._outputs, answers, strict=True)}
+
+    def _answers(self, fed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        try:
+            return list(self._session.run(None, fed))
+        except Exception as error:
+            # What no check of shapes can see, such as a token id beyond the vocabulary. No common base but Exception.
+            raise InputError(
+                "ONNX Runtime could not run the model on these inputs.",
+                given=f"{type(error).__name__}: {error}",
+                expected="; ".join(str(spec) for spec in self._inputs),
+            ) from error
+
+    def _feed_budget(self, fed: dict[str, np.ndarray], budget: float, *, explicit: bool) -> None:
+        table = self._required_table()
+        if table.initializer in fed:
+            if explicit:
+                raise BudgetError(
+                    "The call gives both a budget and the buffer that a budget sets.",
+                    given=f"budget={budget!r} and {table.initializer}",
+                    expected="one of them",
+                )
+            return
+        spec = next(spec for spec in self._overridable if spec.name == table.initializer)
+        shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
+        fed[table.initializer] = np.full(shape, table.value(budget), dtype=spec.dtype)
+
+    def _required_table(self) -> BudgetTable:
+        if self._table is None:
+            raise BudgetError(
+                "The budget of this artifact is fixed.",
+                given=f"an artifact exported with budget {self.manifest['budget']!r}",
+                expected="an artifact whose manifest has a runtime_budget",
+                remedy="Optimize and export again with the budget you need.",
+            )
+        return self._table
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("onnxruntime", extra="onnxruntime", feature="Running an exported model") from error
+    return onnxruntime
+
+
+def _check_available(runtime: Any, wanted: str) -> None:
+    if wanted not in runtime.get_available_providers():
+        raise _not_obtained(wanted, f"this build of ONNX Runtime has {', '.join(runtime.get_available_providers())}")
+
+
+def _not_obtained(wanted: str, found: str) -> ProviderError:
+    gpu = wanted in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+    return ProviderError(
+        f"The provider {wanted} is not what would run the model.",
+        given=found,
+        expected=wanted,
+        remedy="pip uninstall onnxruntime && pip install 'gatefx[onnxruntime-gpu]' on a machine with the GPU's driver "
+        "and libraries, or ask for provider='cpu'."
+        if gpu
+        else f"Ask for one of {', '.join(PROVIDERS)}, or a provider that this build has.",
+    )
+
+
+def _started(runtime: Any, artifact: Artifact, options: Any, wanted: str) -> Any:
+    # Accelerators leave shape arithmetic to the CPU, so it stands behind them; that is no fallback of the model.
+    providers = list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
+    try:
+        session = runtime.InferenceSession(str(artifact.file(MODEL_FILE)), options, providers=providers)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        # ONNX Runtime's errors have no common base but Exception.
+        raise ArtifactError(
+            f"ONNX Runtime {runtime.__version__} does not load {MODEL_FILE} of {artifact.path}.",
+            given=str(error),
+            expected="a model that this version and provider support",
+            remedy="Compare the versions in gatefx.json with the installed ones.",
+        ) from error
+    session.disable_fallback()
+    return session
+
+
+def _spec(node: Any) -> TensorSpec:
+    dtype = _TYPES.get(node.type)
+    if dtype is None:
+        raise ArtifactError(
+            "The model has an input or output of a type numpy lacks.", given=f"{node.name}: {node.type}"
+        )
+    return TensorSpec(node.name, dtype, tuple(node.shape))
