@@ -109,9 +109,7 @@ def choose_forms(
 
 def figures_of(form: Form, site: SiteShape, active: float, workload: Workload, constants: EngineConstants) -> Figures:
     """What `form` costs at `site` with `active` ranks computed."""
-    return site_figures(
-        form, (site.d_in, site.d_out, site.rank), active, (workload.batch, workload.tokens), constants
-    )
+    return site_figures(form, (site.d_in, site.d_out, site.rank), active, (workload.batch, workload.tokens), constants)
 
 
 def choose_form(site: SiteShape, active: ActiveRank, workload: Workload, constants: EngineConstants) -> FormChoice:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..passes.cost_constants import EngineConstants
-from .probes import DOWN_RANKS, NODES_OF_TINY_SITE, RANK, Kernel, Probe, Runner, probes
+from .probes import ACTIVE_RANKS, DOWN_RANKS, NODES_OF_TINY_SITE, RANK, Kernel, Probe, Runner, probes
 from .profile import compare, pinned_threads
 
 FLOAT = 4
@@ -41,11 +41,10 @@ def measure_engine(engine: str, *, warmup: int = 3, rounds: int = 20) -> EngineC
     with pinned_threads(1):
         runners = {probe.name: build(probe) for probe in all_probes}
         timings = compare(runners, warmup=warmup, rounds=rounds, repeats=REPEATS)
-    empty = next(timings[probe.name].median_s for probe in all_probes if probe.kernel is Kernel.EMPTY)
-    seconds: Seconds = {
-        (p.kernel, p.rank): max(timings[p.name].median_s - empty, LEAST_SHARE * timings[p.name].median_s) / p.copies
-        for p in all_probes
-    }
+    # The tenth percentile: a neighbour on the machine makes a round slower, never faster.
+    fast = {probe.name: timings[probe.name].p10 for probe in all_probes}
+    empty = next(fast[probe.name] for probe in all_probes if probe.kernel is Kernel.EMPTY)
+    seconds: Seconds = {(p.kernel, p.rank): _left(fast[p.name], empty) / p.copies for p in all_probes}
     return _solve(engine, version, seconds, {(p.kernel, p.rank): p for p in all_probes})
 
 
@@ -67,25 +66,27 @@ def _solve(engine: str, version: str, seconds: Seconds, sizes: dict[tuple[Kernel
     node = min(s for (kernel, _), s in seconds.items() if kernel is Kernel.TINY_SITE) / NODES_OF_TINY_SITE
     bandwidth = 3 * activation / _left(seconds[Kernel.ADD, RANK], node)
 
-    def rate(pairs: tuple[Kernel, ...], flops: float, moved: float) -> float:
-        taken = sum(seconds[kernel, RANK] for kernel in pairs)
-        return flops / _left(taken, len(pairs) * node + moved / bandwidth)
+    def rate(timed: list[tuple[Kernel, int]], flops: float, moved: float) -> float:
+        taken = sum(seconds[key] for key in timed)
+        return flops / _left(taken, len(timed) * node + moved / bandwidth)
 
     dense = sizes[Kernel.DENSE, RANK]
     dense_bytes = FLOAT * (2 * dense.rows * dense.width + dense.width**2)
-    narrow_flops, narrow_bytes = 4.0 * big.rows * big.width * RANK, 2.0 * activation
-    skinny = rate((Kernel.DOWN, Kernel.UP), narrow_flops, narrow_bytes)
+    column = 2.0 * big.rows * big.width
+    skinny = rate([(Kernel.DOWN, RANK), (Kernel.UP, RANK)], column * 2 * RANK, 2.0 * activation)
+    lanes = _lanes(seconds, node + activation / bandwidth, column / skinny)
+    batched = [(kernel, rank) for kernel in (Kernel.BATCHED_DOWN, Kernel.BATCHED_UP) for rank in ACTIVE_RANKS]
+    issued = sum(lanes * math.ceil(rank / lanes) + rank for rank in ACTIVE_RANKS)
     ranks_bytes = FLOAT * 2 * big.rows * RANK
-    fixed = node + activation / bandwidth
     return EngineConstants(
         engine=engine,
         seconds_per_node=node,
-        gemm_flops=rate((Kernel.DENSE,), 2.0 * dense.rows * dense.width**2, dense_bytes),
+        gemm_flops=rate([(Kernel.DENSE, RANK)], 2.0 * dense.rows * dense.width**2, dense_bytes),
         skinny_flops=skinny,
-        batched_skinny_flops=rate((Kernel.BATCHED_DOWN, Kernel.BATCHED_UP), narrow_flops, narrow_bytes),
+        batched_skinny_flops=rate(batched, column * issued, len(batched) * activation),
         bytes_per_second=bandwidth,
         seconds_per_row=_left(seconds[Kernel.BROADCAST, RANK], node + ranks_bytes / bandwidth) / big.rows,
-        lanes=_lanes(seconds, fixed, 2.0 * big.rows * big.width / skinny),
+        lanes=lanes,
         machine=machine(),
         versions=version,
         measured_on=datetime.now(UTC).date().isoformat(),

@@ -58,6 +58,8 @@ class Probe:
 
 DOWN_RANKS = (2, 4, 6, 8, 12, 16)
 """Ranks at which the down-projection is timed, to see how many columns the kernels round up to."""
+ACTIVE_RANKS = (4, 6, 8, 12)
+"""Ranks at which the batched multiplies are timed: a gathered site always runs below its full rank."""
 BATCH, TOKENS, WIDTH, RANK = 4, 128, 768, 16
 """The probes' shape: activations of 1.5 MB, which live where a transformer's activations live, in the outer cache."""
 TINY = 8
@@ -82,8 +84,7 @@ def probes() -> tuple[Probe, ...]:
         Probe(Kernel.DENSE, 1, TOKENS, WIDTH, RANK, 1),
         *(sized(Kernel.DOWN, 2, rank) for rank in DOWN_RANKS),
         sized(Kernel.UP, 2),
-        sized(Kernel.BATCHED_DOWN, 2),
-        sized(Kernel.BATCHED_UP, 2),
+        *(sized(kernel, 2, rank) for kernel in (Kernel.BATCHED_DOWN, Kernel.BATCHED_UP) for rank in ACTIVE_RANKS),
     )
 
 
