@@ -29,7 +29,7 @@ LEAST_SHARE = 0.1
 Seconds = dict[tuple[Kernel, int], float]
 
 
-def measure_engine(engine: str, *, warmup: int = 3, rounds: int = 20) -> EngineConstants:
+def measure_engine(engine: str, *, warmup: int = 2, rounds: int = 15) -> EngineConstants:
     """The constants of "onnxruntime" or "torch" on this machine, one thread, float32.
 
     Raises:
