@@ -1,1 +1,49 @@
-"""gatefx compiles adapters that decide."""
+"""gatefx compiles adapters that decide: capture, gate, train, harden, compact, lower.
+
+    gated = gatefx.prepare(model, method="ccm", budget=6, rank=16, example_inputs=batch)
+    …train…
+    fast = gatefx.optimize(gated, data=calibration)
+    gatefx.export(fast, "out/", backend="onnxruntime")
+    session = gatefx.load("out/")
+
+Importing gatefx imports nothing heavy and patches nothing; each name is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import CCM
+    from .deploy import optimize
+    from .errors import GatefxError
+    from .exporting import export, load
+    from .passes.methods.hf_trainer import GateCallback
+    from .prepare import prepare
+    from .saving import from_pretrained
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "CCM": "config",
+    "GateCallback": "passes.methods.hf_trainer",
+    "GatefxError": "errors",
+    "export": "exporting",
+    "from_pretrained": "saving",
+    "load": "exporting",
+    "optimize": "deploy",
+    "prepare": "prepare",
+}
+
+__all__ = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "optimize", "prepare"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

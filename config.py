@@ -75,7 +75,7 @@ class CCM:
     penalty_rate: float = 0.01
     entropy_weight: float = 0.01
     smoothness: float = 0.0
-    coverage_rate: float = 0.1
+    coverage_rate: float = 0.25
     temperature: float = 1.0
     temperature_min: float = 0.2
     schedule: TemperatureSchedule = "cosine"

@@ -50,27 +50,53 @@ def prepare(
     Raises:
         GatefxError: the model cannot be captured, has nothing to gate, or the arguments make no sense.
     """
-    config = _with_rank(resolve_method(method), rank)
+    config = resolve_method(method)
+    config = config if rank is None else dataclasses.replace(config, rank=rank)
+    return build_gated(
+        model, config, budget, example_inputs=example_inputs, lora=lora_for(config), loss=loss,
+        share_frozen=share_frozen, verify=verify,
+    )  # fmt: skip
+
+
+def lora_for(config: CCM) -> AttachLora:
+    """The pass that attaches the adapters a config describes."""
+    return AttachLora(config.rank, config.scale_alpha, config.lora_dropout, config.target_modules)
+
+
+def build_gated(
+    model: nn.Module,
+    config: CCM,
+    budget: Budget,
+    *,
+    example_inputs: Mapping[str, Tensor],
+    lora: AttachLora | None,
+    loss: LossFunction | None = None,
+    share_frozen: bool = False,
+    verify: bool = False,
+) -> GatedModel:
+    """Capture a model and gate its adapters; `lora` attaches some where there are none, None refuses such a model.
+
+    Raises:
+        GatefxError: as `prepare`.
+    """
     check_model(model)
     captured = capture(model, example_inputs, share_frozen=share_frozen)
-    graph = captured.graph_module
-    own_adapters, _ = find_sites(graph)
-    passes: list[AttachLora] = []
-    if not own_adapters:
-        resolve_budget(budget, limit=config.rank)
-        passes.append(AttachLora(config.rank, config.scale_alpha, config.lora_dropout, config.target_modules))
-    attached = Pipeline(tuple(passes))(graph, verify=verify)
-    limit = largest_rank(attached.graph_module)
-    gated = InsertRankRouter(config, resolve_budget(budget, limit=limit))(attached.graph_module, verify=verify)
+    has_adapters = bool(find_sites(captured.graph_module)[0])
+    if not has_adapters and lora is not None:
+        resolve_budget(budget, limit=max([lora.rank, *(rank for _, rank, _ in lora.overrides)]))
+    attach = () if has_adapters or lora is None else (lora,)
+    attached = Pipeline(attach)(captured.graph_module, verify=verify)
+    ranks = resolve_budget(budget, limit=largest_rank(attached.graph_module))
+    gated = InsertRankRouter(config, ranks)(attached.graph_module, verify=verify)
     set_trainable(gated.graph_module, config)
-    program = GatedModel(
+    return GatedModel(
         gated.graph_module,
+        method=config,
+        budget=ranks,
         loss=CustomLoss(loss) if loss is not None else task_loss_of(model),
         model_config=model_config(model),
         report=Report((*attached.reports, *gated.reports), captured.notes),
     )
-    program.method, program.budget = config, resolve_budget(budget, limit=limit)
-    return program
 
 
 def check_model(model: object) -> None:
@@ -123,8 +149,3 @@ def set_trainable(graph_module: fx.GraphModule, config: CCM) -> None:
         else:
             chosen = chosen or any(part in heads for part in parts)
         parameter.requires_grad_(chosen)
-
-
-def _with_rank(config: CCM, rank: int | None) -> CCM:
-    return config if rank is None else dataclasses.replace(config, rank=rank)
-

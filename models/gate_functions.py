@@ -59,7 +59,12 @@ def active_count(
 
 
 def solve_level(
-    scores: Sequence[Tensor], site_ranks: Sequence[Tensor], budget: float, *, rule: str, k_min: int,
+    scores: Sequence[Tensor],
+    site_ranks: Sequence[Tensor],
+    budget: float,
+    *,
+    rule: str,
+    k_min: int,
     buckets: Tensor | None,
 ) -> float:
     """The level at which the mean k over all examples and sites meets `budget` as nearly as the scores allow.

@@ -90,6 +90,10 @@ class RankRouter(nn.Module):
             offset = hard_concrete_offset(self.config.temperature) if self.config.gate == "hard_concrete" else 0.0
             nn.init.constant_(self.heads.bias, float(torch.logit(torch.tensor(share))) + offset)
 
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickles leave the last batch's record behind: it holds a graph of gradients."""
+        return {**self.__dict__, "record": None}
+
     def extra_repr(self) -> str:
         """What the printed graph should show of a router."""
         return f"sites={len(self.site_ranks)}, gate={self.config.gate}, k={self.config.k}, budget={self.budget:g}"

@@ -97,4 +97,3 @@ class _NamedCall:
         if len(positional) > len(names):
             raise InputError(f"The model takes {len(names)} inputs.", given=f"{len(positional)} positional inputs")
         return self._program.answer({**dict(zip(names, positional, strict=False)), **inputs})
-

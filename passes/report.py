@@ -90,7 +90,9 @@ class Report:
 def count_ops(graph_module: fx.GraphModule) -> Counter[str]:
     """How often each operator stands in the graph; inputs and outputs are not counted."""
     return Counter(
-        _operator(node, graph_module) for node in graph_module.graph.nodes if node.op in ("call_function", "call_module")
+        _operator(node, graph_module)
+        for node in graph_module.graph.nodes
+        if node.op in ("call_function", "call_module")
     )
 
 

@@ -32,29 +32,29 @@ class AttachLora(Pass):
     Attributes:
         rank: r; alpha: α, the update is scaled by α/r; dropout: on the branch's input while training.
         targets: PEFT's target rules (see `select_targets`).
+        overrides: (path, rank, alpha) of layers that differ, as PEFT's rank_pattern and alpha_pattern say it.
     """
 
     rank: int
     alpha: float
     dropout: float
     targets: str | tuple[str, ...]
+    overrides: tuple[tuple[str, int, float], ...] = ()
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Attach a branch to every target."""
         taken = {site.path for site in find_sites(graph_module)[0]}
+        sizes = {path: (rank, alpha) for path, rank, alpha in self.overrides}
         fired, declined = [], []
         for linear in select_targets(find_linears(graph_module), self.targets):
-            if linear.path in taken:
-                declined.append(Declined(linear.path, "it has an adapter already"))
-            elif self.rank >= min(linear.d_in, linear.d_out):
-                shape = f"{linear.d_out}x{linear.d_in}"
-                declined.append(Declined(linear.path, f"rank {self.rank} is no smaller than the {shape} layer"))
-            elif not isinstance(shape_of(linear.x)[0], torch.SymInt):
-                declined.append(Declined(linear.path, "the leading axis of its input is not the batch"))
-            else:
-                self._attach(graph_module, linear)
-                taken.add(linear.path)
-                fired.append(linear.path)
+            rank, alpha = sizes.get(linear.path, (self.rank, self.alpha))
+            reason = "it has an adapter already" if linear.path in taken else _obstacle(linear, rank)
+            if reason is not None:
+                declined.append(Declined(linear.path, reason))
+                continue
+            self._attach(graph_module, linear, rank, alpha)
+            taken.add(linear.path)
+            fired.append(linear.path)
         return Outcome(tuple(fired), tuple(declined))
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
@@ -63,11 +63,11 @@ class AttachLora(Pass):
         if not sites:
             raise PassError("AttachLora attached branches that are not recognised as adapter sites.")
 
-    def _attach(self, graph_module: fx.GraphModule, linear: Linear) -> None:
+    def _attach(self, graph_module: fx.GraphModule, linear: Linear, rank: int, alpha: float) -> None:
         weight = get_tensor(graph_module, str(linear.weight.target))
-        down = nn.Parameter(torch.empty(self.rank, linear.d_in, dtype=weight.dtype, device=weight.device))
+        down = nn.Parameter(torch.empty(rank, linear.d_in, dtype=weight.dtype, device=weight.device))
         nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        up = nn.Parameter(torch.zeros(linear.d_out, self.rank, dtype=weight.dtype, device=weight.device))
+        up = nn.Parameter(torch.zeros(linear.d_out, rank, dtype=weight.dtype, device=weight.device))
         name_a, name_b = (f"{linear.path}.lora_{half}.default.weight" for half in "AB")
         own_tensor(graph_module, name_a, down)
         own_tensor(graph_module, name_b, up)
@@ -80,7 +80,7 @@ class AttachLora(Pass):
             projected = emit(graph, aten.linear.default, (state, matrix_a), origin=self.name, like=like)
             matrix_b = emit_attribute(graph_module, name_b, origin=self.name, like=like)
             update = emit(graph, aten.linear.default, (projected, matrix_b), origin=self.name, like=like)
-            scaled = emit(graph, aten.mul.Tensor, (update, self.alpha / self.rank), origin=self.name, like=like)
+            scaled = emit(graph, aten.mul.Tensor, (update, alpha / rank), origin=self.name, like=like)
             total = emit(graph, aten.add.Tensor, (linear.output, scaled), origin=self.name, like=like)
         linear.output.replace_all_uses_with(total, delete_user_cb=lambda user: user not in (total, cursor))
         graph.erase_node(cursor)
@@ -93,3 +93,12 @@ class AttachLora(Pass):
         shape, dtype = shape_of(linear.x), tensor_value(linear.x).dtype
         graph = graph_module.graph
         return emit_module(graph, name, (linear.x,), shape=shape, dtype=dtype, origin=self.name, like=linear.output)
+
+
+def _obstacle(linear: Linear, rank: int) -> str | None:
+    """Why a linear cannot carry a low-rank update of this rank."""
+    if rank >= min(linear.d_in, linear.d_out):
+        return f"rank {rank} is no smaller than the {linear.d_out}x{linear.d_in} layer"
+    if not isinstance(shape_of(linear.x)[0], torch.SymInt):
+        return "the leading axis of its input is not the batch"
+    return None

@@ -81,9 +81,7 @@ def _container(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
-def emit(
-    graph: fx.Graph, target: Callable[..., Any], args: Sequence[object], *, origin: str, like: fx.Node
-) -> fx.Node:
+def emit(graph: fx.Graph, target: Callable[..., Any], args: Sequence[object], *, origin: str, like: fx.Node) -> fx.Node:
     """Add a call_function node at the insertion point, its shape inferred, its provenance taken from `like`."""
     node = graph.call_function(target, tuple(args))
     values = fx.node.map_arg(tuple(args), lambda n: n.meta["val"])

@@ -108,7 +108,9 @@ class _Normalizer:
         probability = float(node.args[1])  # type: ignore[arg-type]  # the operator's schema says float
         if probability == 0.0:
             return self._alias(node)
-        return self.graph.call_module(self._module("dropout", nn.Dropout(probability)), (self.made[node.all_input_nodes[0]],))
+        return self.graph.call_module(
+            self._module("dropout", nn.Dropout(probability)), (self.made[node.all_input_nodes[0]],)
+        )
 
     def _alias(self, node: fx.Node) -> fx.Node:
         return self.graph.call_module(self._module("dropout", nn.Dropout(0.0)), (self.made[node.all_input_nodes[0]],))

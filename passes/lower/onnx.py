@@ -151,7 +151,8 @@ def _translate(program: torch.export.ExportedProgram, opset: int) -> onnx_ir.Mod
     from ...runtime.ops.onnx_functions import translations
 
     try:
-        with _quiet():
+        # Without gradients as in `_export`: the layout of an attention's answer depends on it, and views on the layout.
+        with _quiet(), torch.no_grad():
             exported: Any = torch.onnx.export(
                 program,
                 args=(),

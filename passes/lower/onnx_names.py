@@ -30,7 +30,8 @@ def name_axes(model: onnx_ir.Model, input_names: Sequence[str]) -> None:
             continue
         for axis, dim in enumerate(value.shape):
             symbol = None if isinstance(dim, int) else dim.value
-            if symbol is None or symbol in names:
+            # A size that export found to be fixed can still be spelt as a formula, "3".
+            if symbol is None or symbol in names or not symbol.isidentifier():
                 continue
             plain = _AXES[axis] if axis < len(_AXES) else f"axis{axis}"
             taken = plain in names.values() or axis >= len(_AXES)
@@ -47,6 +48,8 @@ def _renamed(shape: onnx_ir.Shape, names: dict[str, str]) -> onnx_ir.Shape:
     for dim in shape:
         if isinstance(dim, int) or dim.value is None:
             dims.append(dim if isinstance(dim, int) else None)
+        elif dim.value.isdecimal():
+            dims.append(int(dim.value))
         else:
             dims.append(re.sub(r"[A-Za-z_]\w*", lambda word: names.get(word[0], word[0]), dim.value))
     return onnx_ir.Shape(dims)

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -27,9 +29,12 @@ from ...models.gate_functions import solve_level
 from ...models.gates import GateRecord, RankRouter
 from ...models.objectives import gate_loss, mean_count, rank_entropy, temperature_at
 from ...models.rank_statistics import RankSummary, collapse, rank_summary
+from ...models.task_loss import TaskLoss
 from ..find.linears import layer_of
 from ..find.gates import gated_sites
 from ..program import GraphProgram
+from ..report import Report
+from .ccm_files import save_gated
 
 
 @dataclass(frozen=True)
@@ -50,10 +55,24 @@ class GatedModel(GraphProgram):
 
     In training mode the `loss` it returns is the task's plus the gates'; both parts stand beside it as `task_loss`
     and `gate_loss`. In eval mode `loss` is the task's alone.
+
+    Attributes:
+        method: the config; budget: E[k] in ranks.
     """
 
-    method: CCM
-    budget: float
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        *,
+        method: CCM,
+        budget: float,
+        loss: TaskLoss,
+        model_config: Any,
+        report: Report,
+    ) -> None:
+        super().__init__(graph_module, loss=loss, model_config=model_config, report=report)
+        self.method = method
+        self.budget = budget
 
     def routers(self) -> tuple[RankRouter, ...]:
         """The rank routers, in graph order."""
@@ -89,6 +108,14 @@ class GatedModel(GraphProgram):
         for name, count in zip(self.site_names(), counts.tolist(), strict=True):
             groups.setdefault(layer_of(name) or name, []).append(count)
         return {layer: sum(values) / len(values) for layer, values in groups.items()}
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write adapter (PEFT's format) and gates to `folder`; `gatefx.from_pretrained` reads them back exactly.
+
+        Raises:
+            ArtifactError: the folder exists and overwrite is False.
+        """
+        return save_gated(self, folder, overwrite=overwrite)
 
     def _losses(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
         task = self.loss(outputs, labels)
@@ -170,5 +197,3 @@ def routers_of(graph_module: fx.GraphModule) -> tuple[RankRouter, ...]:
 def gated_site_names(graph_module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
     """Router name → names of the sites it gates, in the order of its outputs."""
     return {router: tuple(site.name for site in sites) for router, sites in gated_sites(graph_module).items()}
-
-

@@ -1,0 +1,182 @@
+"""optimize: a trained gated model, or a user's PEFT model, → a deployed model that does only the work its gates ask for."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .config import CCM, Budget, resolve_budget, resolve_method
+from .errors import InputError, MethodError, UntrainedGateError
+from .models.task_loss import LABEL_NAMES
+from .passes.cost import Workload
+from .passes.deployed import DeployedModel
+from .passes.harden.distill import distill_gates
+from .passes.methods.ccm import GatedModel
+from .passes.methods.ccm_deploy import DeployOptions, deploy_all_ranks, deploy_ccm
+from .prepare import build_gated, check_model, largest_rank
+from .saving import load_gates
+
+_NO_TOKENS = 1
+_DEFAULT_BUDGET = 6
+_UNKNOWN_WORKLOAD = Workload(8, 128)
+
+Batches = Iterable[Mapping[str, Tensor]]
+
+
+def optimize(
+    model: nn.Module,
+    method: str | CCM | None = None,
+    budget: Budget | None = None,
+    *,
+    data: Batches | None = None,
+    gates: str | Path | None = None,
+    workload: tuple[int, int] | None = None,
+    engine: str = "onnxruntime",
+    fold: bool | None = None,
+    freeze_static: bool = False,
+    forms: str | None = None,
+    distill_steps: int = 300,
+    progress: bool | None = None,
+    verify: bool = False,
+) -> DeployedModel:
+    """Compile a model's adapters and gates for serving. The model given is not changed.
+
+    Args:
+        model: what `prepare` returned, trained; or a PEFT model with LoRA, whose gates are then fitted on `data`.
+        method: "ccm" or a config; None takes the gated model's own.
+        budget: mean ranks per example and site; None takes the gated model's own.
+        data: unlabelled batches (labels are ignored): they calibrate the routers, and train them where they never were.
+        gates: folder that `gated.save_pretrained` wrote: its routers gate a PEFT model, nothing is fitted.
+        workload: (batch, tokens) to price forms for; None takes the data's median.
+        engine: whose measured constants the cost model uses: "onnxruntime" or "torch".
+        fold: None folds adapters whose gate turned static; True also where the budget keeps every rank; False none.
+        freeze_static: freeze gates that never varied on `data` (approximate, reported).
+        forms: "gathered" or "masked" instead of the cost model's choice.
+        distill_steps: optimiser steps when routers must be fitted.
+        progress: show progress bars; None shows them on a terminal.
+        verify: check every pass's claims and the graph's legality.
+
+    Raises:
+        GatefxError: no adapters, untrained gates without data, a budget or option that makes no sense.
+    """
+    _check_choices(engine, forms)
+    batches = _checked_batches(data)
+    gated = _gated(model, method, budget, batches, gates)
+    limit = largest_rank(gated.graph_module)
+    wanted = gated.budget if budget is None else resolve_budget(budget, limit=limit)
+    options = DeployOptions(
+        workload=_workload(workload, batches), engine=engine, fold=fold, freeze_static=freeze_static, forms=forms,
+        verify=verify, show=progress,
+    )  # fmt: skip
+    if wanted == limit:
+        return deploy_all_ranks(gated, options)
+    if all(int(router.updates) == 0 for router in gated.routers()):
+        gated = _fit(gated, batches, wanted, distill_steps, progress)
+    return deploy_ccm(gated, wanted, batches, options)
+
+
+def _check_choices(engine: str, forms: str | None) -> None:
+    for name, value, allowed in (
+        ("engine", engine, ("onnxruntime", "torch")),
+        ("forms", forms, (None, "gathered", "masked")),
+    ):
+        if value not in allowed:
+            raise MethodError(f"There is no {name} {value!r}.", given=f"{name}={value!r}", expected=str(allowed))
+
+
+def _checked_batches(data: Batches | None) -> list[dict[str, Tensor]] | None:
+    """The batches as lists of tensors by name, labels dropped.
+
+    Raises:
+        InputError: no batch, or a batch that is no mapping of tensors.
+    """
+    if data is None:
+        return None
+    expected = "an iterable of mappings from input name to tensor, e.g. a DataLoader"
+    if isinstance(data, (Mapping, str)) or not isinstance(data, Iterable):
+        raise InputError("data must be a sequence of batches.", given=type(data).__name__, expected=expected)
+    batches = []
+    for batch in data:
+        if not isinstance(batch, Mapping):
+            raise InputError("A batch of data is no mapping.", given=type(batch).__name__, expected=expected)
+        batches.append({k: v for k, v in batch.items() if k not in LABEL_NAMES and isinstance(v, Tensor)})
+    if not batches:
+        raise InputError("data holds no batch.", given="an empty iterable", expected=expected)
+    return batches
+
+
+def _gated(
+    model: nn.Module,
+    method: str | CCM | None,
+    budget: Budget | None,
+    batches: Sequence[Mapping[str, Tensor]] | None,
+    gates: str | Path | None,
+) -> GatedModel:
+    """A gated model of our own to work on: a copy of the one given, or the user's model with routers inserted."""
+    if isinstance(model, DeployedModel):
+        raise InputError("The model is deployed already.", given="DeployedModel", expected="a gated or a PEFT model")
+    if isinstance(model, GatedModel):
+        config = model.method if method is None else resolve_method(method)
+        if method is not None and not isinstance(method, CCM):
+            config = model.method
+        gated = _detached(model)
+        gated.method = config
+        return gated
+    config = resolve_method("ccm" if method is None else method)
+    check_model(model)
+    if batches is None:
+        raise UntrainedGateError(
+            "The model's gates were never trained, and there is no data to fit them on.",
+            given=f"{type(model).__name__} without gates, data=None",
+            expected="unlabelled batches of real inputs",
+            remedy="pass data=[batch, …], or train with gatefx.prepare first",
+        )
+    gated = build_gated(
+        model, config, _DEFAULT_BUDGET if budget is None else budget, example_inputs=batches[0], lora=None
+    )
+    if gates is not None:
+        load_gates(gated, gates)
+    return gated
+
+
+def _detached(model: GatedModel) -> GatedModel:
+    """A copy that shares frozen tensors and owns those that may go on training."""
+    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared)  # type: ignore[arg-type]  # deepcopy's memo maps ids to any objects
+
+
+def _fit(
+    gated: GatedModel,
+    batches: Sequence[Mapping[str, Tensor]] | None,
+    budget: float,
+    steps: int,
+    progress: bool | None,
+) -> GatedModel:
+    if batches is None:
+        raise UntrainedGateError(
+            "The model's gates were never trained, and there is no data to fit them on.",
+            given="routers with 0 updates, data=None",
+            expected="a trained model, or unlabelled batches",
+            remedy="call schedule.step() after each optimiser step while training, or pass data=[batch, …]",
+        )
+    for router in gated.routers():
+        router.budget = budget
+    with torch.enable_grad():
+        quality = distill_gates(gated, batches, steps=steps, show=progress)
+    gated.report = gated.report.extended(notes=(str(quality),))
+    return gated
+
+
+def _workload(workload: tuple[int, int] | None, batches: Sequence[Mapping[str, Tensor]] | None) -> Workload:
+    if workload is not None:
+        return Workload(*workload)
+    if batches is None:
+        return _UNKNOWN_WORKLOAD
+    shapes = [next(iter(batch.values())).shape for batch in batches]
+    tokens = [shape[1] if len(shape) > 1 else _NO_TOKENS for shape in shapes]
+    return Workload(int(statistics.median(shape[0] for shape in shapes)), int(statistics.median(tokens)))

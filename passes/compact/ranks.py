@@ -1,0 +1,82 @@
+"""Compact ranks: a site's masked update → one operator that computes the active rank directions only (CCM-LoRA Eq. 8).
+
+    x ─▶ linear(A) ─▶ mul(mask) ─▶ linear(B) ─▶ mul(s) ─▶ add ─▶ y
+                                                           →  gated_lora(base, x, A, B, indices, s) ─▶ y
+
+Sound: masked directions contribute zero to B·diag(g)·A x, so summing over the active ones alone is the same sum.
+
+Refuses sites whose gate is not a hardened router's mask, and those that `sites` does not name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from ...models.gates import RankMask
+from ...runtime.ops import schema  # noqa: F401  # defines torch.ops.gatefx.gated_lora
+from ..contract import Pass
+from ..find.adapters import AdapterSite, find_sites
+from ..find.gates import gate_source
+from ..graph.edit import emit, emit_attribute, get_tensor, own_tensor, shape_of
+from ..report import Declined, Outcome
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class CompactRanks(Pass):
+    """Gather the active ranks at the named sites.
+
+    Attributes:
+        sites: names of the sites to compact.
+    """
+
+    sites: tuple[str, ...]
+
+    after: ClassVar[tuple[str, ...]] = ("HardenRankRouters",)
+
+    def apply(self, graph_module: fx.GraphModule) -> Outcome:
+        """Rewrite each named site whose gate is a hardened mask."""
+        fired, declined = [], []
+        for site in find_sites(graph_module)[0]:
+            if site.name not in self.sites:
+                continue
+            source, index = gate_source(site) if site.gate is not None else (None, 0)
+            if source is None or not _is_mask(source, graph_module):
+                declined.append(Declined(site.name, "its gate is not the mask of a hardened rank router"))
+                continue
+            self._compact(graph_module, site, source.all_input_nodes[0], index)
+            fired.append(site.name)
+        graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        graph_module.delete_all_unused_submodules()
+        return Outcome(tuple(fired), tuple(declined))
+
+    def _compact(self, graph_module: fx.GraphModule, site: AdapterSite, indices: fx.Node, index: int) -> None:
+        graph = graph_module.graph
+        with graph.inserting_before(site.add):
+            scale = self._scale(graph_module, site)
+            own = emit(graph, aten.select.int, (indices, 1, index), origin=self.name, like=site.add)
+            if site.rank < shape_of(own)[-1]:
+                own = emit(graph, aten.slice.Tensor, (own, 1, 0, site.rank), origin=self.name, like=site.add)
+            arguments = (site.base, site.x, site.lora_a, site.lora_b, own, scale)
+            total = emit(graph, torch.ops.gatefx.gated_lora.default, arguments, origin=self.name, like=site.add)
+        site.add.replace_all_uses_with(total)
+        graph.erase_node(site.add)
+
+    def _scale(self, graph_module: fx.GraphModule, site: AdapterSite) -> fx.Node:
+        """The scale as a tensor, so that it can change without a new graph."""
+        if isinstance(site.scale, fx.Node):
+            return site.scale
+        matrix = str(site.lora_a.target)
+        name = f"{matrix.removesuffix('.weight')}.scale"
+        like = get_tensor(graph_module, matrix)
+        own_tensor(graph_module, name, torch.tensor(site.scale, dtype=like.dtype, device=like.device))
+        return emit_attribute(graph_module, name, origin=self.name, like=site.add)
+
+
+def _is_mask(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), RankMask)

@@ -1,0 +1,143 @@
+"""Save a gated model: the adapter in PEFT's format, the gates beside it.
+
+folder/adapter_model.safetensors   A, B and whole-trained modules, under PEFT's names
+folder/adapter_config.json         what PEFT needs to load them (ungated: PEFT knows no gates)
+folder/gates.safetensors           routers, and anything else that was trained
+folder/gatefx.json                 method, budget, sites, versions, sha256 of each file
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor, fx
+
+from ...errors import SiteError
+from ...runtime.artifact import ArtifactWriter
+from ..find.adapters import AdapterSite, find_sites, plain_path
+from ..find.linears import find_linears
+from ..graph.edit import get_tensor
+
+if TYPE_CHECKING:
+    from .ccm import GatedModel
+
+PEFT_PREFIX = "base_model.model."
+ADAPTER_FILE, ADAPTER_CONFIG_FILE, GATES_FILE = "adapter_model.safetensors", "adapter_config.json", "gates.safetensors"
+KIND = "gates"
+_TASK_TYPES = {
+    "ForSequenceClassification": "SEQ_CLS",
+    "ForTokenClassification": "TOKEN_CLS",
+    "ForQuestionAnswering": "QUESTION_ANS",
+    "ForConditionalGeneration": "SEQ_2_SEQ_LM",
+    "ForCausalLM": "CAUSAL_LM",
+}
+
+
+def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
+    """Write a gated model's trained parts to `folder`, whole or not at all.
+
+    Raises:
+        ArtifactError: the folder exists and overwrite is False.
+        SiteError: one layer carries several adapters, which PEFT's format cannot hold in one folder.
+    """
+    graph = model.graph_module
+    sites, _ = find_sites(graph)
+    if len({site.path for site in sites}) < len(sites):
+        names = ", ".join(site.name for site in sites if site.name != site.path)
+        raise SiteError("A layer carries several adapters.", given=names, expected="one adapter per layer to save")
+    adapter = _adapter_tensors(graph, sites)
+    whole, rest = _other_trained(graph, sites)
+    routers = {name: tensor for name, tensor in graph.state_dict().items() if name.startswith("rank_router")}
+    with ArtifactWriter(folder, overwrite=overwrite) as writer:
+        save_file(_stored({**adapter, **whole}), writer.path / ADAPTER_FILE, metadata={"format": "pt"})
+        config = _peft_config(model, sites, whole)
+        (writer.path / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        save_file(_stored({**routers, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
+        return writer.commit(_description(model, sites)).path
+
+
+def _adapter_tensors(graph: fx.GraphModule, sites: tuple[AdapterSite, ...]) -> dict[str, Tensor]:
+    return {
+        f"{PEFT_PREFIX}{site.path}.lora_{half}.weight": get_tensor(graph, str(node.target))
+        for site in sites
+        for half, node in (("A", site.lora_a), ("B", site.lora_b))
+    }
+
+
+def _other_trained(
+    graph: fx.GraphModule, sites: tuple[AdapterSite, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trained parameters beside adapters and routers: (whole modules under PEFT's names, the rest under ours)."""
+    adapters = {str(node.target) for site in sites for node in (site.lora_a, site.lora_b)}
+    layers = {site.path for site in sites}
+    whole: dict[str, Tensor] = {}
+    rest: dict[str, Tensor] = {}
+    for name, parameter in graph.named_parameters():
+        if not parameter.requires_grad or name in adapters or name.startswith("rank_router"):
+            continue
+        if plain_path(name) in layers:
+            rest[name] = parameter
+        else:
+            whole[PEFT_PREFIX + without_wrapper(name)] = parameter
+    return whole, rest
+
+
+def without_wrapper(name: str) -> str:
+    """A tensor's name without PEFT's wrapping of whole-trained modules."""
+    return name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.default.", ".")
+
+
+def _peft_config(model: GatedModel, sites: tuple[AdapterSite, ...], whole: Mapping[str, Tensor]) -> dict[str, Any]:
+    """adapter_config.json: the commonest rank and scale, patterns for the others."""
+    scales = {site.path: _scale(model.graph_module, site) for site in sites}
+    rank = Counter(site.rank for site in sites).most_common(1)[0][0]
+    alphas = {site.path: scales[site.path] * site.rank for site in sites}
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    transposed = {linear.path for linear in find_linears(model.graph_module) if linear.transposed}
+    architecture = (getattr(model.config, "architectures", None) or [""])[0]
+    task = next((kind for suffix, kind in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
+    heads = sorted({name.removeprefix(PEFT_PREFIX).split(".")[0] for name in whole})
+    return {
+        "peft_type": "LORA",
+        "task_type": task,
+        "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": alpha,
+        "lora_dropout": model.method.lora_dropout,
+        "bias": "none",
+        "fan_in_fan_out": bool(transposed),
+        "use_rslora": False,
+        "target_modules": [site.path for site in sites],
+        "modules_to_save": heads or None,
+        "rank_pattern": {site.path: site.rank for site in sites if site.rank != rank},
+        "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
+    }
+
+
+def _scale(graph: fx.GraphModule, site: AdapterSite) -> float:
+    return float(get_tensor(graph, str(site.scale.target))) if isinstance(site.scale, fx.Node) else site.scale
+
+
+def _description(model: GatedModel, sites: tuple[AdapterSite, ...]) -> dict[str, Any]:
+    rows = [{"name": site.name, "rank": site.rank, "scale": _scale(model.graph_module, site)} for site in sites]
+    signature = model.signature
+    return {
+        "kind": KIND,
+        "method": {"name": "ccm", "options": dataclasses.asdict(model.method)},
+        "budget": model.budget,
+        "inputs": list(signature.input_names),
+        "outputs": list(signature.outputs),
+        "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
+        "sites": rows,
+    }
+
+
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}
