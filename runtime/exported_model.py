@@ -9,7 +9,8 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from ..errors import GatefxError, InputError, MissingDependencyError, missing_pa
 
 LEAST_TRANSFORMERS = (5, 23)
 """First version whose `ExportedModel` reads this layout."""
+
+SCHEMA_VERSION = 1
+"""Version of the layout of `export.json`."""
 
 MODEL_FILE = "model.onnx"
 
@@ -49,7 +53,7 @@ def write_exported_model_files(
         InputError: outputs that are not fields of `output_class`, in its order, or a class transformers cannot find.
         GatefxError: a version of transformers whose format is newer than the one known here.
     """
-    transformers = _checked_transformers()
+    version = _checked_transformers()
     from transformers.exporters.base import EXPORT_MANIFEST_FILE
     from transformers.exporters.metadata import ExportMetadata
 
@@ -57,9 +61,9 @@ def write_exported_model_files(
     outputs = named if output_class is None else _output(output_class, output_names, named)
     floats = [value.dtype for value in example.values() if value.is_floating_point()]
     dtype = getattr(config, "dtype", None) or (floats[0] if floats else torch.float32)
-    metadata = ExportMetadata(
+    recorded = ExportMetadata(
         architecture=architecture,
-        packages={"transformers": transformers.__version__, "torch": torch.__version__},
+        packages={"transformers": version, "torch": torch.__version__},
         export_config={"export_format": "onnx", "dynamic": True},
         export_dtype=str(dtype).removeprefix("torch."),
         export_device="cpu",
@@ -67,13 +71,8 @@ def write_exported_model_files(
         in_spec=pytree.treespec_dumps(pytree.tree_structure(((), dict(example)))),
         out_spec=pytree.treespec_dumps(pytree.tree_structure(outputs)),
     )
-    manifest = {
-        "schema_version": 1,
-        "export_format": "onnx",
-        "components": {
-            "model": {"file": MODEL_FILE, "metadata": {f.name: getattr(metadata, f.name) for f in fields(metadata)}}
-        },
-    }
+    component = {"file": MODEL_FILE, "metadata": asdict(recorded)}
+    manifest = {"schema_version": SCHEMA_VERSION, "export_format": "onnx", "components": {"model": component}}
     (path / EXPORT_MANIFEST_FILE).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     if config is not None:
         stored = copy.deepcopy(config)
@@ -81,30 +80,30 @@ def write_exported_model_files(
         stored.save_pretrained(path)
 
 
-def _checked_transformers() -> Any:
+def _checked_transformers() -> str:
+    """The version of transformers, once it is known to read what is written here."""
     feature = "Writing a folder that transformers' ExportedModel loads"
     try:
-        import transformers
-    except ImportError as error:
+        version = metadata.version("transformers")
+    except metadata.PackageNotFoundError as error:
         raise missing_package("transformers", extra="hf", feature=feature) from error
-    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
-    if version < LEAST_TRANSFORMERS:
+    if tuple(int(part) for part in version.split(".")[:2]) < LEAST_TRANSFORMERS:
         raise MissingDependencyError(
             f"{feature} needs a newer transformers.",
-            given=transformers.__version__,
+            given=version,
             expected=f"transformers >= {'.'.join(map(str, LEAST_TRANSFORMERS))}",
             remedy="pip install 'gatefx[hf]'",
         )
     from transformers.exporters import base
 
-    if base.EXPORT_SCHEMA_VERSION != 1:
+    if base.EXPORT_SCHEMA_VERSION != SCHEMA_VERSION:
         raise GatefxError(
-            "This transformers writes exported models in a newer layout.",
-            given=f"schema {base.EXPORT_SCHEMA_VERSION} of transformers {transformers.__version__}",
-            expected="schema 1",
-            remedy="Use an older transformers or a newer gatefx.",
+            "This transformers writes exported models in another layout.",
+            given=f"schema {base.EXPORT_SCHEMA_VERSION} of transformers {version}",
+            expected=f"schema {SCHEMA_VERSION}",
+            remedy="Use a transformers that gatefx was tried with, or a newer gatefx.",
         )
-    return transformers
+    return version
 
 
 def _output(output_class: type, output_names: Sequence[str], values: Mapping[str, Tensor]) -> Any:

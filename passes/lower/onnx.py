@@ -190,17 +190,31 @@ def _untranslatable(error: BaseException, program: torch.export.ExportedProgram)
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
     named = re.search(r"translating node %(\w+)", " ".join(str(cause) for cause in causes))
-    node = next((n for n in program.graph.nodes if named and n.name == named[1]), None)
-    stack = list((node.meta.get("nn_module_stack") or {}).values()) if node is not None else []
-    where = f"node {named[1]!r}" if named else "the graph"
-    where += f" ({node.target})" if node is not None else ""
-    where += f" in module {stack[-1][0] or '(root)'!r}" if stack else ""
+    with _quiet():
+        where = _place(named[1], program) if named else "the graph"
     return CaptureError(
         f"No ONNX form for {where}.",
         given=_first_line(causes[-1]),
         expected="operators that torch.onnx or gatefx can translate",
         remedy="Replace the operator in that module, or keep the model in torch.",
     )
+
+
+def _place(name: str, program: torch.export.ExportedProgram) -> str:
+    """The node `name` in words, with its operator and module where they can be found."""
+    node = _node(name, program.graph)
+    if node is None:
+        # The translator works on a decomposed graph, which has nodes that the exported one does not have.
+        node = _node(name, program.run_decompositions().graph)
+    if node is None:
+        return f"node {name!r}"
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    module = f" in module {stack[-1][0] or '(root)'!r}" if stack else ""
+    return f"node {name!r} ({node.target}){module}"
+
+
+def _node(name: str, graph: torch.fx.Graph) -> torch.fx.Node | None:
+    return next((node for node in graph.nodes if node.name == name), None)
 
 
 def _first_line(error: BaseException) -> str:
