@@ -6,8 +6,116 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from .errors import InputError, MethodError
+from .models.gates import HardRankRouter
 from .passes.deployed import DeployedModel
+from .passes.graph.signature import Signature, example_for
+from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
+from .runtime.artifact import Artifact, ArtifactWriter
+from .runtime.exported_model import write_exported_model_files
+from .runtime.sessions.onnxruntime import OnnxSession
+
+_BACKENDS = ("onnxruntime",)
+_KIND = "model"
+
+
+def export(
+    model: DeployedModel,
+    folder: str | Path,
+    backend: str = "onnxruntime",
+    *,
+    tokenizer: Any = None,
+    opset: int = DEFAULT_OPSET,
+    overwrite: bool = False,
+) -> Path:
+    """Write a deployed model as one artifact folder, whole or not at all.
+
+    The folder holds an ONNX model that plain ONNX Runtime, transformers' `ExportedModel` and `gatefx.load` open, and a
+    manifest with the SHA-256 of every file.
+
+    Args:
+        model: what `optimize` returned; folder: where to; backend: "onnxruntime".
+        tokenizer: saved beside the model if given.
+        opset: version of standard ONNX; overwrite: replace an artifact that is already there.
+
+    Raises:
+        InputError: a model that is not deployed; MethodError: an unknown backend.
+        ArtifactError: the folder exists; CaptureError: an operator without ONNX form.
+    """
+    if backend not in _BACKENDS:
+        raise MethodError(
+            f"There is no backend {backend!r}.", given=f"backend={backend!r}", expected=", ".join(map(repr, _BACKENDS))
+        )
+    if not isinstance(model, DeployedModel):
+        raise InputError(
+            "Only a deployed model can be exported.",
+            given=type(model).__name__,
+            expected="what gatefx.optimize returned",
+            remedy="call gatefx.optimize(model, data=calibration) first",
+        )
+    signature, example = model.signature, example_for(model.signature)
+    levels = level_buffers(model)
+    with ArtifactWriter(folder, overwrite=overwrite) as writer:
+        graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)
+        save_onnx(graph, writer.path)
+        write_exported_model_files(
+            writer.path,
+            architecture=signature.architecture,
+            config=model.config,
+            example=example,
+            output_names=signature.outputs,
+            output_class=signature.answer_type,
+        )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(writer.path)
+        return writer.commit(_description(model, signature, levels, opset)).path
+
+
+def load(folder: str | Path, *, provider: str = "cpu", threads: int | None = None) -> OnnxSession:
+    """Open an artifact folder: every hash is checked, and the session says which provider it really got.
+
+    Args:
+        folder: what `export` wrote; provider: "cpu", "cuda", "tensorrt" or ONNX Runtime's own name.
+        threads: of ONNX Runtime's pool; None leaves it to ONNX Runtime.
+
+    Raises:
+        ArtifactError: a missing, truncated or edited folder, or one that holds gates instead of a model.
+        ProviderError: the provider is not what the session would run on.
+    """
+    artifact = Artifact.open(folder)
+    if artifact.manifest.get("kind") != _KIND:
+        raise InputError(
+            "The folder holds no exported model.",
+            given=f"{folder}, kind {artifact.manifest.get('kind')!r}",
+            expected="a folder that gatefx.export wrote",
+            remedy="open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
+        )
+    return OnnxSession.open(artifact, provider=provider, threads=threads)
+
+
+def level_buffers(model: DeployedModel) -> tuple[str, ...]:
+    """Names of the routers' level buffers in the deployed graph: what a budget changes at run time."""
+    return tuple(
+        f"{name}.level" for name, part in model.graph_module.named_modules() if isinstance(part, HardRankRouter)
+    )
+
+
+def _description(model: DeployedModel, signature: Signature, levels: tuple[str, ...], opset: int) -> dict[str, Any]:
+    description: dict[str, Any] = {
+        "kind": _KIND,
+        "method": {"name": "ccm", "options": dataclasses.asdict(model.method)},
+        "budget": model.budget,
+        "backend": "onnxruntime",
+        "opset": opset,
+        "inputs": list(signature.input_names),
+        "outputs": list(signature.outputs),
+        "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
+        "sites": [site.to_json() for site in model.sites],
+        "report": model.report.to_json(),
+    }
+    if model.calibration is not None and levels:
+        description["ranks"] = dataclasses.asdict(model.calibration.ranks)
+        if len(levels) == 1:
+            table = [list(row) for row in model.calibration.table]
+            description["runtime_budget"] = {"initializer": levels[0], "table": table}
+    return description

@@ -39,7 +39,7 @@ def select_ranks(
     Returns:
         indices (B, S, r): active directions by falling score, then −1; mask (B, S, r): booleans.
     """
-    ordered, order = torch.sort(scores, dim=-1, descending=True, stable=True)
+    ordered, order = torch.sort(scores, dim=-1, descending=True)
     position = torch.arange(scores.shape[-1], device=scores.device)
     count = active_count(ordered, level, site_ranks, rule=rule, k_min=k_min, buckets=buckets)
     active = position < count.unsqueeze(-1)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from torch.export import Dim, ExportedProgram
 
 from ...errors import CaptureError, InputError
 from ...models.families import LAYER_DROP_CLASSES, LENGTH_GROUPS
+from ...models.task_loss import LABEL_NAMES, base_model
 from .normalize import normalize
 from .signature import InputSpec, Signature, read_axes
 
@@ -56,16 +57,24 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Tensor], *, share_fro
     twin = _twin(model, share_frozen=share_frozen)
     notes = []
     try:
-        exported = _export(twin, example, training=True)
+        exported, answer_type = _export(twin, example, training=True)
     except CaptureError as in_training:
         try:
-            exported = _export(twin, example, training=False)
+            exported, answer_type = _export(twin, example, training=False)
         except CaptureError:
             raise in_training from in_training.__cause__
         notes.append(f"captured in eval mode, so attention dropout stays off in training: {in_training.problem}")
     graph_module = _unlifted(exported, tuple(example))
+    origin = {"architecture": type(base_model(model)).__name__, "answer_type": answer_type}
+    graph_module.meta["signature"] = replace(graph_module.meta["signature"], **origin)
     notes += _fixed_axes(graph_module, tuple(example))
     return Captured(graph_module, tuple(notes))
+
+
+class _Seen:
+    """What tracing saw; an object of its own, since export undoes what a forward assigns to its module."""
+
+    answer_type: type | None = None
 
 
 class _ByName(nn.Module):
@@ -75,11 +84,14 @@ class _ByName(nn.Module):
         super().__init__()
         self.model = model
         self.names = names
+        self.seen = _Seen()
 
     def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
         inputs = dict(zip(self.names, tensors, strict=True))
         _tie_axes(inputs)
-        return named_tensors(self.model(**inputs))
+        answer = self.model(**inputs)
+        self.seen.answer_type = type(answer) if isinstance(answer, Mapping) and is_dataclass(answer) else None
+        return named_tensors(answer)
 
 
 def named_tensors(outputs: Any) -> dict[str, Tensor]:
@@ -102,7 +114,7 @@ def _checked_example(example_inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             expected="a mapping from input name to tensor",
             remedy=remedy,
         )
-    example = {k: v for k, v in example_inputs.items() if k not in ("labels", "start_positions", "end_positions")}
+    example = {k: v for k, v in example_inputs.items() if k not in LABEL_NAMES}
     for name, value in example.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             given = f"{name} of type {type(value).__name__}"
@@ -140,7 +152,7 @@ def _twin(model: nn.Module, *, share_frozen: bool) -> nn.Module:
     return twin
 
 
-def _export(model: nn.Module, example: dict[str, Tensor], *, training: bool) -> ExportedProgram:
+def _export(model: nn.Module, example: dict[str, Tensor], *, training: bool) -> tuple[ExportedProgram, type | None]:
     model.train(training)
     for module in model.modules():
         if type(module).__name__ in LAYER_DROP_CLASSES:
@@ -159,7 +171,7 @@ def _export(model: nn.Module, example: dict[str, Tensor], *, training: bool) -> 
             expected="a model whose forward only reads its buffers",
             remedy="replace batch statistics (BatchNorm) by LayerNorm, or freeze them with module.eval()",
         )
-    return exported
+    return exported, wrapper.seen.answer_type
 
 
 def _tie_axes(inputs: dict[str, Tensor]) -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, fx, nn
 
 from ...models.regularization import AttentionDropout
 from .edit import get_tensor, own_module, own_tensor
+from .functional import inline_regions, out_of_place
 
 aten = torch.ops.aten
 _PREFIX = "model."
@@ -35,6 +36,7 @@ _CASTS = {aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten._to_copy.def
 
 def normalize(source: fx.GraphModule, input_names: tuple[str, ...], output_names: tuple[str, ...]) -> fx.GraphModule:
     """Rewrite an unlifted exported graph into the dialect. Tensors are the very objects that `source` holds."""
+    inline_regions(source)
     return _Normalizer(source, input_names).run(output_names)
 
 
@@ -74,8 +76,16 @@ class _Normalizer:
         elif node.target is aten.scaled_dot_product_attention.default and self._drop_probability(node) > 0:
             made = self._attention(node)
         else:
-            made = self.graph.node_copy(node, lambda n: self.made[n])
+            made = self._copied(node)
         return self._stamped(made, node)
+
+    def _copied(self, node: fx.Node) -> fx.Node:
+        made = self.graph.node_copy(node, lambda n: self.made[n])
+        pure = out_of_place(node)
+        if pure is not None:
+            made.target = pure
+            self.made[node.all_input_nodes[0]] = made  # what reads the written tensor later reads the new one
+        return made
 
     def _stamped(self, made: fx.Node, node: fx.Node) -> fx.Node:
         made.meta = copy.copy(node.meta)

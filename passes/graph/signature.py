@@ -38,10 +38,17 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Signature:
-    """Inputs and outputs of a captured graph, in order."""
+    """Inputs and outputs of a captured graph, in order.
+
+    Attributes:
+        architecture: class name of the model it came from.
+        answer_type: transformers' ModelOutput class that the model returned, or None for any other answer.
+    """
 
     inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
+    architecture: str = ""
+    answer_type: type | None = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -67,6 +74,24 @@ class Signature:
             )
         sizes: dict[str, tuple[int, str]] = {}
         return [_fitting(spec, given[spec.name], sizes) for spec in self.inputs]
+
+
+def example_for(signature: Signature) -> dict[str, Tensor]:
+    """A small batch that fits a signature: masks of ones, zeros elsewhere, another size for every symbol."""
+    free = iter((2, 7, 11, 13, 17, 19, 23, 29))
+    sizes: dict[str, int] = {}
+    for axis in (axis for spec in signature.inputs for axis in spec.axes if axis.size is None):
+        if axis.symbol not in sizes:
+            wanted = max(next(free), axis.least)
+            sizes[axis.symbol] = wanted if axis.most is None else min(wanted, axis.most)
+    return {
+        spec.name: torch.full(
+            [axis.size if axis.size is not None else sizes[axis.symbol] for axis in spec.axes],
+            1 if "mask" in spec.name else 0,
+            dtype=spec.dtype,
+        )
+        for spec in signature.inputs
+    }
 
 
 def _fitting(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str]]) -> Tensor:
