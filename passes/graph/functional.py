@@ -18,7 +18,10 @@ from torch import Tensor, fx, nn
 from ...errors import CaptureError
 
 aten = torch.ops.aten
-_REMEDY = "write the operation out of place in the module named above, e.g. x = x.masked_fill(m, v) for x[m] = v"
+_OUT_OF_PLACE = "write the operation out of place in the module named above, e.g. x = x.masked_fill(m, v) for x[m] = v"
+_STATISTICS = (
+    "replace batch statistics (BatchNorm) by LayerNorm, and counters by inputs: a graph only reads its buffers"
+)
 
 
 def inline_regions(source: fx.GraphModule) -> None:
@@ -50,9 +53,10 @@ def _inline(source: fx.GraphModule, region: fx.Node) -> None:
         outputs = graph.graph_copy(module.graph, values)
     answers = outputs if isinstance(outputs, (tuple, list)) else (outputs,)
     for user in list(region.users):
-        if user.target is not operator.getitem:
+        index = user.args[1] if user.target is operator.getitem else None
+        if not isinstance(index, int):
             raise _refusal("passes a whole region on", region)
-        user.replace_all_uses_with(answers[user.args[1]])
+        user.replace_all_uses_with(answers[index])
         graph.erase_node(user)
     graph.erase_node(region)
 
@@ -84,11 +88,13 @@ def out_of_place(node: fx.Node) -> torch._ops.OpOverload | None:
     target = node.target
     if not isinstance(target, torch._ops.OpOverload) or not target._schema.is_mutable:
         return None
+    written = node.args[0]
+    if isinstance(written, fx.Node) and written.op == "get_attr":
+        raise _refusal(f"writes to {str(written.target).removeprefix('model.')} while it runs", node, _STATISTICS)
     packet = str(target._schema.name).removeprefix("aten::")
     pure = getattr(aten, packet.removesuffix("_"), None) if packet.endswith("_") else None
     if pure is None or target._overloadname not in pure.overloads():
         raise _refusal(f"calls {target}, which has no form that writes nothing", node)
-    written = node.args[0]
     if not isinstance(written, fx.Node) or _is_seen_elsewhere(written, node):
         raise _refusal(f"calls {target} on a tensor that is read elsewhere too", node)
     overload: torch._ops.OpOverload = getattr(pure, target._overloadname)
@@ -96,7 +102,7 @@ def out_of_place(node: fx.Node) -> torch._ops.OpOverload | None:
 
 
 def _is_seen_elsewhere(written: fx.Node, writer: fx.Node) -> bool:
-    """Whether a weight, an input or a view of it sees what `writer` writes; later readers of `written` itself are fine."""
+    """Whether an input or a view of it sees what `writer` writes; later readers of `written` itself are fine."""
     if written.op != "call_function":
         return True
     if any(user is not writer and _is_view(user) for user in written.users):
@@ -115,7 +121,7 @@ def _is_view(node: fx.Node) -> bool:
     )
 
 
-def _refusal(what: str, node: fx.Node) -> CaptureError:
+def _refusal(what: str, node: fx.Node, remedy: str = _OUT_OF_PLACE) -> CaptureError:
     stack = list((node.meta.get("nn_module_stack") or {}).values())
     path, kind = (str(part) for part in stack[-1]) if stack else ("", "the model")
     name = kind.rpartition(".")[2]
@@ -124,5 +130,5 @@ def _refusal(what: str, node: fx.Node) -> CaptureError:
         f"{name}{f' at {where}' if where else ''} {what}.",
         given=node.format_node() or node.name,
         expected="a forward that computes new tensors and has no control flow on tensor values",
-        remedy=_REMEDY,
+        remedy=remedy,
     )

@@ -73,6 +73,8 @@ class _Normalizer:
             return self.made[node.all_input_nodes[0]]
         elif node.target in (aten.dropout.default, aten.dropout_.default):
             made = self._dropout(node)
+            if node.target is aten.dropout_.default:
+                self.made[node.all_input_nodes[0]] = made
         elif node.target is aten.scaled_dot_product_attention.default and self._drop_probability(node) > 0:
             made = self._attention(node)
         else:
