@@ -27,6 +27,7 @@ from torch.export import Dim, ExportedProgram
 from ...errors import CaptureError, InputError
 from ...models.families import LAYER_DROP_CLASSES, LENGTH_GROUPS
 from ...models.task_loss import LABEL_NAMES, base_model
+from .agreement import differs_in_eval
 from .normalize import normalize
 from .signature import InputSpec, Signature, read_axes
 
@@ -63,8 +64,14 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Tensor], *, share_fro
             exported, answer_type = _export(twin, example, training=False)
         except CaptureError:
             raise in_training from in_training.__cause__
-        notes.append(f"captured in eval mode, so attention dropout stays off in training: {in_training.problem}")
+        notes.append(f"captured in eval mode, so dropout stays off in training: {in_training.problem}")
     graph_module = _unlifted(exported, tuple(example))
+    if not notes:
+        difference = differs_in_eval(_ByName(twin, tuple(example)), graph_module, example)
+        if difference is not None:
+            exported, answer_type = _export(twin, example, training=False)
+            graph_module = _unlifted(exported, tuple(example))
+            notes.append(f"captured in eval mode: besides dropout, training changes what the model does ({difference})")
     origin = {"architecture": type(base_model(model)).__name__, "answer_type": answer_type}
     graph_module.meta["signature"] = replace(graph_module.meta["signature"], **origin)
     notes += _fixed_axes(graph_module, tuple(example))
@@ -125,7 +132,7 @@ def _checked_example(example_inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             raise InputError(
                 f"The example {what} of {name} has {value.shape[short[0]]} entries.",
                 given=f"{name} of shape {tuple(value.shape)}",
-                expected=f"at least two examples of at least two positions: a {what} of one becomes a constant of the graph",
+                expected=f"two examples of two positions or more: a {what} of one becomes a constant of the graph",
                 remedy=remedy,
             )
     return example
@@ -162,7 +169,7 @@ def _export(model: nn.Module, example: dict[str, Tensor], *, training: bool) -> 
     try:
         with torch.random.fork_rng(devices=[]):
             exported = torch.export.export(wrapper, tuple(example.values()), dynamic_shapes=(dynamic,), strict=False)
-    except Exception as error:  # noqa: BLE001  # export raises whatever the model's code raises; all of it is reported
+    except Exception as error:  # export raises whatever the model's code raises; all of it is reported
         raise _capture_error(model, error) from error
     written = list(exported.graph_signature.buffers_to_mutate.values())
     if written:
@@ -232,7 +239,7 @@ def _fixed_axes(graph_module: fx.GraphModule, names: tuple[str, ...]) -> list[st
         raise CaptureError(
             f"The batch axis of {names[0]} became the constant {signature.inputs[0].axes[0].size}.",
             expected="a model that takes any batch size",
-            remedy="look for .view/.reshape with a literal batch size, or shapes read with int(), in the model's forward",
+            remedy="look for .view/.reshape with a literal batch size, or shapes read with int(), in its forward",
         )
     notes = []
     for spec in signature.inputs:
