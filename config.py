@@ -31,7 +31,7 @@ class CCM:
         alpha: LoRA's α; the update is scaled by α/r. None means 2·rank.
         lora_dropout: dropout on the adapter's input while training.
         target_modules: "all-linear", a suffix, several suffixes, or a regular expression (PEFT's rules).
-        train_modules: modules trained whole beside the adapters. None means the task head (classifier, score, qa_outputs).
+        train_modules: modules trained whole beside the adapters. None means the head (classifier, score, qa_outputs).
 
     Router:
         pool: how token states become one vector per example. Padding never enters a pool.

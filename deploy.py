@@ -1,4 +1,4 @@
-"""optimize: a trained gated model, or a user's PEFT model, → a deployed model that does only the work its gates ask for."""
+"""optimize: a trained gated model, or a PEFT model → a deployed model that does only the work its gates ask for."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNKNOWN_WORKLOAD = Workload(8, 128)
 Batches = Iterable[Mapping[str, Tensor]]
 
 
-def optimize(
+def optimize(  # noqa: PLR0913  # the front door: each is a documented option
     model: nn.Module,
     method: str | CCM | None = None,
     budget: Budget | None = None,
@@ -146,8 +146,8 @@ def _gated(
 
 def _detached(model: GatedModel) -> GatedModel:
     """A copy that shares frozen tensors and owns those that may go on training."""
-    shared = {id(p): p for p in model.parameters() if not p.requires_grad}
-    return copy.deepcopy(model, shared)  # type: ignore[arg-type]  # deepcopy's memo maps ids to any objects
+    shared: dict[int, object] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    return copy.deepcopy(model, shared)
 
 
 def _fit(

@@ -30,8 +30,8 @@ def export(
 ) -> Path:
     """Write a deployed model as one artifact folder, whole or not at all.
 
-    The folder holds an ONNX model that plain ONNX Runtime, transformers' `ExportedModel` and `gatefx.load` open, and a
-    manifest with the SHA-256 of every file.
+    The folder holds an ONNX model that plain ONNX Runtime, `gatefx.load` and, for models of transformers, its
+    `ExportedModel` open, and a manifest with the SHA-256 of every file.
 
     Args:
         model: what `optimize` returned; folder: where to; backend: "onnxruntime".
@@ -58,14 +58,15 @@ def export(
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)
         save_onnx(graph, writer.path)
-        write_exported_model_files(
-            writer.path,
-            architecture=signature.architecture,
-            config=model.config,
-            example=example,
-            output_names=signature.outputs,
-            output_class=signature.answer_type,
-        )
+        if model.config is not None:
+            write_exported_model_files(
+                writer.path,
+                architecture=signature.architecture,
+                config=model.config,
+                example=example,
+                output_names=signature.outputs,
+                output_class=signature.answer_type,
+            )
         if tokenizer is not None:
             tokenizer.save_pretrained(writer.path)
         return writer.commit(_description(model, signature, levels, opset)).path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -47,7 +48,9 @@ def from_pretrained(
     """
     artifact = _opened(folder)
     manifest = artifact.manifest
-    config = CCM(**{k: tuple(v) if isinstance(v, list) else v for k, v in manifest["method"]["options"].items()})
+    options: dict[str, Any] = manifest["method"]["options"]
+    values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
+    config = CCM(**values)
     rows = manifest["sites"]
     lora = AttachLora(
         config.rank,

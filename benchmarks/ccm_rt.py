@@ -72,7 +72,9 @@ def run_training(args: argparse.Namespace) -> None:
             torch.manual_seed(seed)
             model, tokenizer = encoder(args.model, num_labels=2, seed=seed)
             if kind == "lora":
-                config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, task_type="SEQ_CLS", target_modules="all-linear")
+                config = LoraConfig(
+                    r=16, lora_alpha=32, lora_dropout=0.1, task_type="SEQ_CLS", target_modules="all-linear"
+                )
                 trained = get_peft_model(model, config)
             else:
                 texts, _ = sample(seed, 2)

@@ -15,10 +15,11 @@ from statistics import median
 import numpy as np
 import onnx
 import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
 from gatefx.passes.cost import EngineConstants, Form
 from gatefx.passes.cost_model import linear_figures, router_figures, site_figures
 from gatefx.runtime.profile import compare, measure_constants, pinned_threads, ratios
-from onnx import TensorProto, helper, numpy_helper
 
 LAYERS, RANK, ACTIVE = 6, 16, 6
 SHAPES = ((1, 128, 384), (8, 128, 384), (1, 512, 768))

@@ -102,7 +102,7 @@ class RankRouter(nn.Module):
         """Rank logits s(x): state (B, T, d) or (B, d), mask (B, T) → (B, S, r)."""
         pooled = self.pool(state, mask)
         hidden = nn.functional.gelu(self.trunk(pooled))
-        by_head = self.heads(hidden).unflatten(-1, (-1, self.max_rank))
+        by_head: Tensor = self.heads(hidden).unflatten(-1, (-1, self.max_rank))
         return by_head.index_select(1, self.head_of_site)
 
     def scores(self, state: Tensor, mask: Tensor | None) -> Tensor:
@@ -193,7 +193,7 @@ class HardRankRouter(nn.Module):
 
 
 class RankMask(nn.Module):
-    """Indices of active ranks (B, S, r) → the dense gate g ∈ {0, 1}, (B, S, r): the meaning that gathering must equal."""
+    """Indices of active ranks (B, S, r) → the dense gate g ∈ {0, 1}, (B, S, r): what gathering must equal."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -21,7 +21,8 @@ class StatePool(nn.Module):
         super().__init__()
         self.kind = kind
         self.prefix = prefix
-        self.query = nn.Parameter(torch.zeros(width)) if kind == "attention" else None
+        if kind == "attention":
+            self.query = nn.Parameter(torch.zeros(width))
 
     def extra_repr(self) -> str:
         """Kind and prefix."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ def jensen_shannon(first: Array, second: Array) -> float:
 def elasticity(points: Sequence[tuple[float, float]]) -> list[float]:
     """ΔScore/ΔE[k] between neighbouring (E[k], score) points, in order of E[k] (Eq. 13)."""
     ordered = sorted(points)
-    return [(s1 - s0) / (k1 - k0) for (k0, s0), (k1, s1) in zip(ordered, ordered[1:], strict=False) if k1 > k0]
+    return [(s1 - s0) / (k1 - k0) for (k0, s0), (k1, s1) in pairwise(ordered) if k1 > k0]
 
 
 def _distribution(usage: Array) -> Array:

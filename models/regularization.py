@@ -20,7 +20,7 @@ class AttentionDropout(nn.Module):
         """The probability, as nn.Dropout shows it."""
         return f"p={self.p}"
 
-    def forward(
+    def forward(  # noqa: PLR0917  # the operator's own signature
         self,
         query: Tensor,
         key: Tensor,

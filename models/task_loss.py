@@ -49,7 +49,7 @@ class NoLoss:
 
     model_name: str
 
-    def __call__(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:
+    def __call__(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         """Raise: there is no loss.
 
         Raises:
@@ -59,7 +59,7 @@ class NoLoss:
             f"{self.model_name} came without a loss, so labels mean nothing to it.",
             given=", ".join(labels),
             expected="a call without labels, or a model prepared with loss=…",
-            remedy="compute the loss from the outputs and add gated.gate_loss(), or pass loss=function(outputs, labels)",
+            remedy="compute the loss from the outputs and add gated.gate_loss(), or prepare(…, loss=function)",
         )
 
 

@@ -47,7 +47,7 @@ class DeployedModel(GraphProgram):
         calibration: level and rank distribution on the calibration data; None without data or without routers.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # keyword-only facts about one deployment
         self,
         graph_module: fx.GraphModule,
         reference: fx.GraphModule,
@@ -78,7 +78,7 @@ class DeployedModel(GraphProgram):
         """The masked graph itself."""
         return self._reference.graph_module
 
-    def train(self, mode: bool = True) -> DeployedModel:
+    def train(self, mode: bool = True) -> DeployedModel:  # noqa: ARG002  # torch's signature
         """Stay in eval mode: a deployed model has nothing that trains."""
         super().train(False)
         return self

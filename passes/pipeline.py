@@ -52,7 +52,7 @@ class Pipeline(Pass):
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Not called: a pipeline runs its passes one by one, each on a copy of its own."""
-        raise PassError("A pipeline is run by calling it.", given=graph_module._get_name())
+        raise PassError("A pipeline is run by calling it.", given=type(graph_module).__name__)
 
     def uuid(self) -> str:
         """A digest of every option and every source file involved, for caches of compiled graphs."""

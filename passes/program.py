@@ -1,4 +1,4 @@
-"""A captured graph that is called like the model it came from: names in, named tensors out, loss where labels are given."""
+"""A captured graph that is called like the model it came from: names in, named tensors out, and loss given labels."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ class Answer(dict[str, Tensor]):
             return self[name]
         raise AttributeError(f"the model returned {', '.join(self)}, no {name!r}")
 
-    def __getitem__(self, key: str | int) -> Tensor:  # type: ignore[override]  # positions too, as in transformers
+    def __getitem__(self, key: str | int) -> Tensor:
+        """An output by name, or by position as in transformers."""
         return super().__getitem__(key) if isinstance(key, str) else self.to_tuple()[key]
 
     def to_tuple(self) -> tuple[Tensor, ...]:

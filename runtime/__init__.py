@@ -1,1 +1,1 @@
-
+"""What runs: operators, sessions, artifacts, measuring."""

@@ -1,1 +1,1 @@
-
+"""For people: the command line, the demo, reports."""

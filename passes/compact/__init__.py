@@ -1,1 +1,1 @@
-
+"""Passes that turn decisions into work that is not done."""

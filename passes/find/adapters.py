@@ -35,7 +35,7 @@ class AdapterSite:
     """One linear layer with a low-rank update y = base + scale·B A x.
 
     Attributes:
-        path: the layer's module path; name: a readable, unique name (path, and the adapter's name if there are several).
+        path: the layer's module path; name: unique: the path, and the adapter's name if there are several.
         x: state entering the layer, (B, …, d_in); base: the layer's own output, (B, …, d_out).
         down: u = A x, (B, …, r); gate: the node that multiplies u, or None; up: B u; scaled: s·B u (or up); add: y.
         lora_a: get_attr of A (r, d_in); lora_b: get_attr of B (d_out, r); scale: s, a number or a get_attr node.

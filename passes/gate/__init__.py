@@ -1,1 +1,1 @@
-
+"""Passes that attach adapters and insert gates."""

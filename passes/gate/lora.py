@@ -1,4 +1,4 @@
-"""Attach: chosen linears → the same linears with a fresh LoRA branch (Hu et al. 2021), which changes nothing yet (B = 0).
+"""Attach: chosen linears → the same linears with a fresh LoRA branch (Hu et al. 2021), still silent: B = 0.
 
     x ─▶ linear(W0) ─▶ y        x ─▶ linear(W0) ──────────────────────────────────▶ add ─▶ y
                           →     └──▶ [dropout] ─▶ linear(A) ─▶ linear(B) ─▶ mul(s) ──┘

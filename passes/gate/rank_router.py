@@ -111,6 +111,7 @@ def real_token_mask(graph_module: fx.GraphModule, state: fx.Node) -> fx.Node | N
     """The attention mask input, (B, T), where the state is (B, T, d) of the same T; else None."""
     if len(shape_of(state)) != _STATE_AXES:
         return None
+    node: fx.Node
     for node in graph_module.graph.find_nodes(op="placeholder"):
         if node.target == ATTENTION_MASK and shape_of(node) == shape_of(state)[:2]:
             return node
@@ -119,6 +120,6 @@ def real_token_mask(graph_module: fx.GraphModule, state: fx.Node) -> fx.Node | N
 
 def _later(graph: fx.Graph, state: fx.Node, mask: fx.Node | None) -> fx.Node:
     """The later of the two, and never before the last input."""
-    last = [*graph.find_nodes(op="placeholder"), state, *([mask] if mask else [])]
+    last: list[fx.Node] = [*graph.find_nodes(op="placeholder"), state, *([mask] if mask else [])]
     position = {node: index for index, node in enumerate(graph.nodes)}
     return max(last, key=position.__getitem__)

@@ -1,1 +1,1 @@
-
+"""The graph itself: capture, canonical text, editing, legality, signature."""

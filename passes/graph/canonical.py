@@ -40,13 +40,18 @@ def _depth_first(graph: fx.Graph) -> Iterator[fx.Node]:
 
 def _line(node: fx.Node, number: dict[fx.Node, int], graph_module: fx.GraphModule) -> str:
     names = {parent: f"%{number[parent]}" for parent in node.all_input_nodes}
-    args = fx.node.map_arg(node.args, lambda n: _Reference(names[n]))
-    kwargs = fx.node.map_arg(node.kwargs, lambda n: _Reference(names[n]))
+    args = _renamed(node.args, names)
+    kwargs = {key: _renamed(value, names) for key, value in sorted(node.kwargs.items())}
     words = [f"%{number[node]}", node.op, _target(node, graph_module), repr(args)]
     if kwargs:
-        words.append(repr(dict(sorted(kwargs.items()))))
+        words.append(repr(kwargs))
     shape = _shape(node)
     return " ".join(words) + (f" -> {shape}" if shape else "")
+
+
+def _renamed(argument: object, names: dict[fx.Node, str]) -> object:
+    """The argument with every node in it replaced by its number."""
+    return torch.utils._pytree.tree_map(lambda leaf: _Reference(names[leaf]) if leaf in names else leaf, argument)
 
 
 class _Reference:

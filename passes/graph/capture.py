@@ -185,11 +185,11 @@ def _tie_axes(inputs: dict[str, Tensor]) -> None:
     """Say that axes with one meaning have one length; export would otherwise give each input lengths of its own."""
     first = next(iter(inputs.values()))
     for tensor in inputs.values():
-        torch._check(tensor.shape[0] == first.shape[0])
+        torch._check(tensor.shape[0] == first.shape[0])  # type: ignore[no-untyped-call]  # torch leaves it untyped
     for group in LENGTH_GROUPS:
         present = [inputs[name] for name in group if name in inputs and inputs[name].dim() > 1]
         for tensor in present[1:]:
-            torch._check(tensor.shape[1] == present[0].shape[1])
+            torch._check(tensor.shape[1] == present[0].shape[1])  # type: ignore[no-untyped-call]  # torch leaves it untyped
 
 
 def _capture_error(model: nn.Module, error: Exception) -> CaptureError:

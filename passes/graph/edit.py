@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -12,6 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ...errors import PassError
 
 Shape = tuple[int | torch.SymInt, ...]
+Arguments: TypeAlias = Sequence[fx.node.Argument]
 
 
 def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
@@ -81,10 +82,10 @@ def _container(root: nn.Module, path: str) -> nn.Module:
     return root
 
 
-def emit(graph: fx.Graph, target: Callable[..., Any], args: Sequence[object], *, origin: str, like: fx.Node) -> fx.Node:
+def emit(graph: fx.Graph, target: Callable[..., Any], args: Arguments, *, origin: str, like: fx.Node) -> fx.Node:
     """Add a call_function node at the insertion point, its shape inferred, its provenance taken from `like`."""
     node = graph.call_function(target, tuple(args))
-    values = fx.node.map_arg(tuple(args), lambda n: n.meta["val"])
+    values = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in args]
     with _fake_mode(like):
         node.meta["val"] = target(*values)
     return stamp(node, origin=origin, like=like)
@@ -99,7 +100,14 @@ def emit_attribute(graph_module: fx.GraphModule, name: str, *, origin: str, like
 
 
 def emit_module(
-    graph: fx.Graph, name: str, args: Sequence[object], *, shape: Shape, dtype: torch.dtype, origin: str, like: fx.Node
+    graph: fx.Graph,
+    name: str,
+    args: Sequence[fx.node.Argument],
+    *,
+    shape: Shape,
+    dtype: torch.dtype,
+    origin: str,
+    like: fx.Node,
 ) -> fx.Node:
     """Add a call_module node whose output has `shape` and `dtype`."""
     node = graph.call_module(name, tuple(args))

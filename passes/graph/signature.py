@@ -1,4 +1,4 @@
-"""What a captured graph takes and returns: names, dtypes, axes with their bounds; and the check of a call against it."""
+"""What a captured graph takes and returns: names, dtypes, axes with their bounds; the check of a call against it."""
 
 from __future__ import annotations
 

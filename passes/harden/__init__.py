@@ -1,1 +1,1 @@
-
+"""Passes that turn trained gates into hard, calibrated decisions."""

@@ -94,9 +94,9 @@ def collect_scores(
 def calibrate(
     scores: RouterScores, budget: float, *, rule: str, k_min: int, buckets: tuple[int, ...], batch: int = 1
 ) -> Calibration:
-    """The level that meets `budget` after rounding up to buckets, with its table; `batch` examples are served at once."""
+    """The level that meets `budget` after rounding up to buckets, with its table, for serving `batch` at once."""
     largest = max(int(ranks.max()) for ranks in scores.site_ranks)
-    stops = torch.tensor(tuple(b for b in buckets if b < largest) + (largest,))
+    stops = torch.tensor((*(b for b in buckets if b < largest), largest))
 
     def level_at(target: float) -> float:
         return solve_level(scores.scores, scores.site_ranks, target, rule=rule, k_min=k_min, buckets=stops)
@@ -104,7 +104,7 @@ def calibrate(
     level = level_at(budget)
     counts = _counts(scores, level, rule, k_min, stops)
     per_site = counts.double().mean(0).tolist()
-    served = torch.stack([part.double().amax(0) for part in counts.split(batch)])
+    served = torch.stack([part.double().amax(0) for part in torch.split(counts, batch)])
     budgets = np.arange(float(k_min), largest + _TABLE_STEP / 2, _TABLE_STEP)
     table = [(float(b), level_at(float(b))) for b in budgets]
     return Calibration(

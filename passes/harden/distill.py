@@ -59,7 +59,9 @@ def distill_gates(
     rows: list[tuple[float, float]] = []
     try:
         for parameter in trainable:
-            parameter.requires_grad_(any(parameter is own for own in parameters))
+            parameter.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
         optimiser = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.0)
         schedule = model.schedule(steps)
         for router in routers:
@@ -89,7 +91,7 @@ def _step(
     answered = student(*inputs)
     divergence = output_divergence(wanted, answered, batch.get(ATTENTION_MASK))
     optimiser.zero_grad()
-    (divergence + model.gate_loss()).backward()
+    torch.autograd.backward(divergence + model.gate_loss())
     nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], _CLIP)
     optimiser.step()
     return float(divergence.detach())

@@ -57,7 +57,7 @@ class HardenRankRouters(Pass):
 
     def _harden(self, graph_module: fx.GraphModule, node: fx.Node, router: RankRouter) -> None:
         largest = int(router.site_ranks.max())
-        buckets = tuple(b for b in self.buckets if b < largest) + (largest,)
+        buckets = (*(b for b in self.buckets if b < largest), largest)
         hard = HardRankRouter(router, level=self.level, rule=self.rule, buckets=buckets).eval()
         name, mask_name = f"hard_{node.target}", f"mask_of_{node.target}"
         own_module(graph_module, name, hard)

@@ -30,8 +30,8 @@ from ...models.gates import GateRecord, RankRouter
 from ...models.objectives import gate_loss, mean_count, rank_entropy, temperature_at
 from ...models.rank_statistics import RankSummary, collapse, rank_summary
 from ...models.task_loss import TaskLoss
-from ..find.linears import layer_of
 from ..find.gates import gated_sites
+from ..find.linears import layer_of
 from ..program import GraphProgram
 from ..report import Report
 from .ccm_files import save_gated

@@ -26,7 +26,6 @@ from ..harden.freeze import FreezeRegularization
 from ..harden.rank_router import HardenRankRouters
 from ..harden.static_gates import FreezeStaticGates, open_every_gate
 from ..pipeline import Pipeline
-from ..report import Report
 from ..simplify.fold_adapters import FoldAdapters
 from .ccm import GatedModel, routers_of
 
@@ -60,7 +59,7 @@ def deploy_all_ranks(model: GatedModel, options: DeployOptions) -> DeployedModel
     frozen = FreezeRegularization()(model.graph_module, verify=options.verify)
     opened = open_every_gate(frozen.graph_module)(frozen.graph_module, verify=options.verify)
     reference = opened.graph_module
-    notes = ("the budget keeps every rank, so nothing is routed",)
+    notes: tuple[str, ...] = ("the budget keeps every rank, so nothing is routed",)
     passes = (FoldAdapters(),) if options.fold else ()
     folded = Pipeline(passes)(reference, verify=options.verify)
     if not options.fold:

@@ -1,1 +1,1 @@
-
+"""Exact clean-ups."""

@@ -1,1 +1,1 @@
-
+"""The custom operators: schema, reference, kernels, ONNX functions."""
