@@ -1,0 +1,50 @@
+# Each target works alone on a machine that has Python (3.11 or newer) and make: it makes the venv it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+export HF_HUB_OFFLINE = 1
+export OMP_WAIT_POLICY = passive
+
+.PHONY: quickstart demo demo-fast test slow lint types clean
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[test]"
+	touch $@
+
+# The library as it is now, not as it was when the venv was made.
+$(VENV)/.fresh: $(VENV)/.installed FORCE
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	touch $@
+
+FORCE:
+
+quickstart: $(VENV)/.fresh
+	$(BIN)/gatefx demo --overwrite
+
+demo: quickstart
+
+demo-fast: $(VENV)/.fresh
+	$(BIN)/gatefx demo --fast --overwrite
+
+test: $(VENV)/.fresh
+	$(BIN)/python -m pytest -W error -m "not slow and not gpu"
+
+slow: $(VENV)/.fresh
+	$(BIN)/python -m pytest -W error -m "slow and not gpu"
+
+lint: $(VENV)/.fresh
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+types: $(VENV)/.fresh
+	mkdir -p .typecheck && ln -sfn "$(CURDIR)" .typecheck/gatefx
+	cd .typecheck && "$(abspath $(BIN))/mypy" --python-executable "$(abspath $(BIN))/python" --config-file ../pyproject.toml $(TYPED)
+
+TYPED := -p gatefx.passes -p gatefx.models -p gatefx.runtime -p gatefx.tools \
+	$(foreach module,__init__ config deploy errors exporting prepare progress saving,-m gatefx.$(module))
+
+clean:
+	rm -rf $(VENV) .typecheck build *.egg-info
