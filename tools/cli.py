@@ -1,0 +1,208 @@
+"""The `gatefx` command. Options and help only: each command imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from .. import __version__
+from .errors_console import reported
+
+if TYPE_CHECKING:
+    from ..passes.deployed import DeployedModel
+    from .compiling import CompileRequest
+
+DEFAULT_DEMO = Path("gatefx-demo")
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+app = typer.Typer(
+    help="Compiles adapters that decide: gated LoRA, fitted, hardened and lowered to engines.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings=_HELP,
+)
+export_app = typer.Typer(help="Write a model for an engine.", no_args_is_help=True, context_settings=_HELP)
+app.add_typer(export_app, name="export")
+
+Model = Annotated[
+    Path,
+    typer.Argument(help="Folder of trained gates (gated.save_pretrained), or a PEFT LoRA adapter.", show_default=False),
+]
+Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
+Method = Annotated[str, typer.Option(help="How adapters decide.")]
+BudgetText = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help='Mean ranks per example and site: "6", "0.4" or "40%".', show_default="the gates' own, or 6"
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option(help="Unlabelled texts (.txt, .csv, .tsv, .jsonl): they calibrate the gates, and fit untrained ones."),
+]
+Base = Annotated[str | None, typer.Option(help="Base model, where the adapter names none or another place.")]
+TextColumn = Annotated[str | None, typer.Option(help="Column or field of --data that holds the texts.")]
+MaxLength = Annotated[int, typer.Option(min=3, help="Longest text in tokens; longer ones are cut.")]
+BatchSize = Annotated[int, typer.Option(min=2, help="Texts per batch of --data.")]
+DistillSteps = Annotated[int, typer.Option(min=1, help="Optimiser steps where gates have to be fitted.")]
+Fold = Annotated[
+    bool | None,
+    typer.Option(
+        "--fold/--no-fold", help="Merge ungated adapters into the weights.", show_default="where a gate is static"
+    ),
+]
+FreezeStatic = Annotated[
+    bool, typer.Option("--freeze-static", help="Freeze gates that never vary on --data (approximate).")
+]
+Forms = Annotated[
+    Literal["gathered", "masked"] | None,
+    typer.Option(help="Form of every routed site.", show_default="the cheaper one"),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app(prog_name="gatefx")
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=lambda asked: _print_version(asked), is_eager=True, help="Show the version."
+        ),
+    ] = False,
+) -> None:
+    del version  # its callback has printed it
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"gatefx {__version__}")
+        raise typer.Exit
+
+
+@export_app.command("onnx")
+def export_onnx(
+    model: Model,
+    out: Out,
+    method: Method = "ccm",
+    budget: BudgetText = None,
+    data: Data = None,
+    base: Base = None,
+    text_column: TextColumn = None,
+    max_length: MaxLength = 128,
+    batch_size: BatchSize = 32,
+    distill_steps: DistillSteps = 300,
+    fold: Fold = None,
+    freeze_static: FreezeStatic = False,
+    forms: Forms = None,
+    opset: Annotated[int, typer.Option(help="Version of standard ONNX.")] = 23,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write an ONNX folder that ONNX Runtime, transformers and gatefx.load open."""
+    with reported(debug):
+        from .compiling import CompileRequest, parse_budget, run_export
+
+        request = CompileRequest(
+            model, out, method, parse_budget(budget), data, base, text_column, max_length, batch_size, distill_steps,
+            fold, freeze_static, forms, overwrite,
+        )  # fmt: skip
+        _print_result(run_export(request, opset), request, as_json=as_json)
+
+
+@app.command()
+def optimize(
+    model: Model,
+    out: Out,
+    method: Method = "ccm",
+    budget: BudgetText = None,
+    data: Data = None,
+    base: Base = None,
+    text_column: TextColumn = None,
+    max_length: MaxLength = 128,
+    batch_size: BatchSize = 32,
+    distill_steps: DistillSteps = 300,
+    fold: Fold = None,
+    freeze_static: FreezeStatic = False,
+    forms: Forms = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Fit or calibrate gates, report what compiling them gives, and write adapter and gates."""
+    with reported(debug):
+        from .compiling import CompileRequest, parse_budget, run_optimize
+
+        request = CompileRequest(
+            model, out, method, parse_budget(budget), data, base, text_column, max_length, batch_size, distill_steps,
+            fold, freeze_static, forms, overwrite,
+        )  # fmt: skip
+        _print_result(run_optimize(request), request, as_json=as_json)
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="An exported model, or saved gates.", show_default=False)],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check every file of a folder and show its sites, ranks, passes and notes."""
+    with reported(debug):
+        from .console import output
+        from .inspect import describe, show
+
+        description = describe(folder)
+        if as_json:
+            typer.echo(json.dumps(description, indent=2))
+        else:
+            show(description, output())
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to write.", show_default=f"{DEFAULT_DEMO}, or the next free number")
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="A smaller encoder and fewer sentences: about a minute.")
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the sample, the new weights and the order of batches.")] = 0,
+    overwrite: Overwrite = False,
+    debug: Debug = False,
+) -> None:
+    """Train, optimize, export and serve a real encoder on real sentences, and report what was measured."""
+    with reported(debug):
+        from .demo_settings import FAST, FULL, configure_threads
+
+        configure_threads()
+        from .demo import run_demo
+
+        run_demo(FAST if fast else FULL, out, DEFAULT_DEMO, seed=seed, overwrite=overwrite)
+
+
+def _print_result(deployed: DeployedModel, request: CompileRequest, *, as_json: bool) -> None:
+    from .compiling import result_of
+    from .console import output
+    from .inspect import show_report
+
+    result = result_of(deployed, request)
+    if as_json:
+        typer.echo(json.dumps(result, indent=2))
+        return
+    show_report(result, output())
+    output().print(f"written: {request.out}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""`gatefx inspect`: what a folder holds, after checking the hash of every file in it. Imports neither torch nor an engine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..runtime.artifact import Artifact
+
+_MILLION = 1e6
+_DECLINED_SHOWN = 8  # per pass, on the console; --json has them all
+
+
+def describe(folder: Path) -> dict[str, Any]:
+    """The manifest of a verified folder, and beside each version it was written with the one installed here.
+
+    Raises:
+        ArtifactError: a file is missing, extra, truncated or edited.
+    """
+    artifact = Artifact.open(folder)
+    manifest = dict(artifact.manifest)
+    installed = {name: _installed(name) for name in manifest["versions"]}
+    return {"folder": str(folder), "verified": True, **manifest, "installed": installed}
+
+
+def show(description: Mapping[str, Any], console: Console) -> None:
+    """Print a description for a person."""
+    gates = description.get("kind") == "gates"
+    what = "adapter and trained gates" if gates else f"exported model for {description.get('backend', 'an engine')}"
+    console.print(f"[bold]{escape(str(description['folder']))}[/bold]  {what}; every file matches its hash")
+    console.print(_facts(description))
+    console.print(_sites(description["sites"], gates=gates))
+    show_report(description, console)
+    console.print(_files(description["files"]))
+    console.print(_versions(description))
+
+
+def show_report(description: Mapping[str, Any], console: Console) -> None:
+    """Print forms, passes, refusals, prediction and notes (rank distribution among them) of a description that has them."""
+    report = description.get("report")
+    if report is None:
+        return
+    console.print(f"forms: {forms(description['sites'])}")
+    console.print(_passes(report["passes"]))
+    for entry in report["passes"]:
+        _declined(entry, console)
+    prediction = report["facts"].get("prediction")
+    if prediction:
+        console.print(f"prediction: {predicted(prediction)}")
+    notes = [f"{entry['name']}: {note}" for entry in report["passes"] for note in entry["notes"]]
+    for note in (*notes, *report["notes"]):
+        console.print(f"note: {note}", markup=False)
+
+
+def forms(sites: Sequence[Mapping[str, Any]]) -> str:
+    """How many sites took each form, as "30 gathered, 7 merged"."""
+    return ", ".join(f"{count} {form}" for form, count in Counter(site["form"] for site in sites).most_common())
+
+
+def predicted(prediction: Mapping[str, Any]) -> str:
+    """The cost model's figures in a sentence."""
+    workload, even = prediction["workload"], prediction["break_even_tokens"]
+    return (
+        f"on {prediction['engine']}, {workload['batch']} inputs of {workload['tokens']} tokens: routing adds "
+        f"{prediction['routed_seconds'] * 1e3:.3g} ms to the merged model (its router "
+        f"{prediction['router_seconds'] * 1e3:.3g} ms), static LoRA {prediction['lora_seconds'] * 1e3:.3g} ms; adapter "
+        f"FLOPs {prediction['adapter_flops_ratio']:.0%} of LoRA's; "
+        + (f"the router's FLOPs pay from {even:.0f} tokens" if even is not None else "the router's FLOPs never pay")
+    )
+
+
+def _facts(description: Mapping[str, Any]) -> Table:
+    table = Table.grid(padding=(0, 2))
+    options = description["method"]["options"]
+    axes = description["axes"]
+    rows = {
+        "method": description["method"]["name"],
+        "budget": f"{description['budget']:g} ranks per example and site",
+        "gate": f"{options['gate']}, k by {options['k']}, buckets {', '.join(map(str, options['buckets']))}",
+        "inputs": ", ".join(f"{name} [{', '.join(axes.get(name, []))}]" for name in description["inputs"]),
+        "outputs": ", ".join(description["outputs"]),
+    }
+    if "opset" in description:
+        rows["opset"] = str(description["opset"])
+    if "runtime_budget" in description:
+        budgets = [row[0] for row in description["runtime_budget"]["table"]]
+        rows["budget at run time"] = f"{min(budgets):g} to {max(budgets):g} ranks"
+    for name, value in rows.items():
+        table.add_row(f"[cyan]{name}[/cyan]", escape(value))
+    return table
+
+
+def _sites(sites: Sequence[Mapping[str, Any]], *, gates: bool) -> Table:
+    table = Table(title=f"{len(sites)} sites", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layer")
+    for title in ("rank",) if gates else ("in → out", "rank", "mean rank"):
+        table.add_column(title, justify="right")
+    table.add_column("scale" if gates else "form")
+    for site in sites:
+        if gates:
+            table.add_row(escape(site["name"]), str(site["rank"]), f"{site['scale']:g}")
+        else:
+            size, mean = f"{site['d_in']} → {site['d_out']}", f"{site['mean_rank']:.2f}"
+            table.add_row(escape(site["name"]), size, str(site["rank"]), mean, site["form"])
+    return table
+
+
+def _passes(passes: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title="passes", title_justify="left", box=None, pad_edge=False)
+    table.add_column("pass")
+    for title in ("fired", "declined", "seconds"):
+        table.add_column(title, justify="right")
+    table.add_column("exactness")
+    table.add_column("operators")
+    for entry in passes:
+        changes = ", ".join(f"{change:+d} {name}" for name, change in entry["op_changes"].items()) or "unchanged"
+        counts = (str(len(entry["fired"])), str(len(entry["declined"])), f"{entry['seconds']:.2f}")
+        table.add_row(escape(entry["name"]), *counts, escape(entry["exactness"]), escape(changes))
+    return table
+
+
+def _declined(entry: Mapping[str, Any], console: Console) -> None:
+    declined = entry["declined"]
+    for row in declined[:_DECLINED_SHOWN]:
+        console.print(f"{entry['name']} declined {row['where']}: {row['reason']}", markup=False)
+    if len(declined) > _DECLINED_SHOWN:
+        console.print(f"{entry['name']} declined {len(declined) - _DECLINED_SHOWN} more (see --json)", markup=False)
+
+
+def _files(files: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title="files", title_justify="left", box=None, pad_edge=False)
+    table.add_column("name")
+    table.add_column("MB", justify="right")
+    table.add_column("sha256")
+    for name, entry in files.items():
+        table.add_row(escape(name), f"{entry['bytes'] / _MILLION:.3f}", f"{entry['sha256'][:16]}…")
+    return table
+
+
+def _versions(description: Mapping[str, Any]) -> Table:
+    table = Table(title="versions", title_justify="left", box=None, pad_edge=False)
+    for title in ("package", "written with", "installed here"):
+        table.add_column(title)
+    for name, version in description["versions"].items():
+        here = description["installed"][name]
+        table.add_row(name, version or "–", here or "–")
+    return table
+
+
+def _installed(package: str) -> str | None:
+    for name in (package, f"{package}-gpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
