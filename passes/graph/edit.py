@@ -10,6 +10,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ...errors import PassError
+from .signature import constant_size
 
 Shape = tuple[int | torch.SymInt, ...]
 Arguments: TypeAlias = Sequence[fx.node.Argument]
@@ -40,8 +41,9 @@ def tensor_value(node: fx.Node) -> torch.Tensor:
 
 
 def shape_of(node: fx.Node) -> Shape:
-    """The node's symbolic shape."""
-    return tuple(tensor_value(node).shape)
+    """The node's symbolic shape; sizes that tracing found to be constant are plain numbers."""
+    sizes = ((size, constant_size(size)) for size in tensor_value(node).shape)
+    return tuple(size if known is None else known for size, known in sizes)
 
 
 def module_path(node: fx.Node) -> str:

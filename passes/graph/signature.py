@@ -121,12 +121,21 @@ def _misfit(axis: Axis, size: int, sizes: dict[str, tuple[int, str]], where: str
     return None if size == other else f"has {size} entries but {place}, the same axis, has {other}"
 
 
+def constant_size(size: int | torch.SymInt) -> int | None:
+    """The number that a size always is, also where tracing found out late and left a symbol's wrapping around it."""
+    if isinstance(size, int):
+        return size
+    known = size.node.maybe_as_int()
+    return int(known) if known is not None else None
+
+
 def read_axes(value: Tensor, bounds: Mapping[str, tuple[int, int | None]]) -> tuple[Axis, ...]:
     """The axes of a symbolic tensor; `bounds` gives each symbol's range."""
     axes = []
     for size in value.shape:
-        if isinstance(size, int):
-            axes.append(Axis(str(size), size=size))
+        known = constant_size(size)
+        if known is not None:
+            axes.append(Axis(str(known), size=known))
         else:
             least, most = bounds.get(str(size), (0, None))
             axes.append(Axis(str(size), least=least, most=most))
