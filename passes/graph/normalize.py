@@ -92,8 +92,9 @@ class _Normalizer:
     def _stamped(self, made: fx.Node, node: fx.Node) -> fx.Node:
         made.meta = copy.copy(node.meta)
         stack = node.meta.get("nn_module_stack") or {}
-        paths = [path for path, _ in stack.values()]
-        made.meta["module_path"] = paths[-1].removeprefix(_PREFIX) if paths and paths[-1] != "model" else ""
+        # Sizes that export reads for itself carry a stack entry of its own making.
+        paths = [path for path, _ in stack.values() if path.startswith(_PREFIX)]
+        made.meta["module_path"] = paths[-1].removeprefix(_PREFIX) if paths else ""
         made.meta["origin"] = "capture"
         return made
 
