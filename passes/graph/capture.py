@@ -122,6 +122,13 @@ def _checked_example(example_inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
             remedy=remedy,
         )
     example = {k: v for k, v in example_inputs.items() if k not in LABEL_NAMES}
+    if not example:
+        raise InputError(
+            "example_inputs holds labels only.",
+            given=", ".join(example_inputs),
+            expected="the inputs of the model's forward",
+            remedy=remedy,
+        )
     for name, value in example.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             given = f"{name} of type {type(value).__name__}"
