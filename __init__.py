@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .errors import GatefxError
     from .exporting import export, load
     from .passes.methods.hf_trainer import GateCallback
-    from .prepare import prepare
+    from .preparing import prepare
     from .saving import from_pretrained
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _HOMES = {
     "from_pretrained": "saving",
     "load": "exporting",
     "optimize": "deploy",
-    "prepare": "prepare",
+    "prepare": "preparing",
 }
 
 __all__ = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "optimize", "prepare"]

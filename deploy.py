@@ -18,7 +18,7 @@ from .passes.deployed import DeployedModel
 from .passes.harden.distill import distill_gates
 from .passes.methods.ccm import GatedModel
 from .passes.methods.ccm_deploy import DeployOptions, deploy_all_ranks, deploy_ccm
-from .prepare import build_gated, check_model, largest_rank
+from .preparing import build_gated, check_model, largest_rank
 from .saving import load_gates
 
 _NO_TOKENS = 1

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError, MethodError
-from .models.gates import HardRankRouter
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import Signature, example_for
+from .passes.harden.rank_router import LEVEL
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
@@ -54,7 +54,7 @@ def export(
             remedy="call gatefx.optimize(model, data=calibration) first",
         )
     signature, example = model.signature, example_for(model.signature)
-    levels = level_buffers(model)
+    levels = (LEVEL,) if model.hard_routers() else ()
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)
         save_onnx(graph, writer.path)
@@ -94,13 +94,6 @@ def load(folder: str | Path, *, provider: str = "cpu", threads: int | None = Non
     return OnnxSession.open(artifact, provider=provider, threads=threads)
 
 
-def level_buffers(model: DeployedModel) -> tuple[str, ...]:
-    """Names of the routers' level buffers in the deployed graph: what a budget changes at run time."""
-    return tuple(
-        f"{name}.level" for name, part in model.graph_module.named_modules() if isinstance(part, HardRankRouter)
-    )
-
-
 def _description(model: DeployedModel, signature: Signature, levels: tuple[str, ...], opset: int) -> dict[str, Any]:
     description: dict[str, Any] = {
         "kind": _KIND,
@@ -116,7 +109,6 @@ def _description(model: DeployedModel, signature: Signature, levels: tuple[str, 
     }
     if model.calibration is not None and levels:
         description["ranks"] = dataclasses.asdict(model.calibration.ranks)
-        if len(levels) == 1:
-            table = [list(row) for row in model.calibration.table]
-            description["runtime_budget"] = {"initializer": levels[0], "table": table}
+        table = [list(row) for row in model.calibration.table]
+        description["runtime_budget"] = {"initializer": LEVEL, "table": table}
     return description

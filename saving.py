@@ -16,7 +16,7 @@ from .passes.find.adapters import find_sites
 from .passes.gate.lora import AttachLora
 from .passes.methods.ccm import GatedModel
 from .passes.methods.ccm_files import ADAPTER_FILE, GATES_FILE, KIND, PEFT_PREFIX, without_wrapper
-from .prepare import build_gated
+from .preparing import build_gated
 from .runtime.artifact import Artifact
 
 _NAMED = 5  # odd sites that an error names

@@ -69,6 +69,8 @@ def run_training(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in args.seeds:
         for kind in ("lora", "ccm"):
+            if (args.out / f"{kind}-{seed}").exists():
+                continue
             torch.manual_seed(seed)
             model, tokenizer = encoder(args.model, num_labels=2, seed=seed)
             if kind == "lora":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+SMALLEST_TAIL = 1e-37  # the least normal float32 is 1.2e-38
 STRETCH_LOW, STRETCH_HIGH = -0.1, 1.1  # Louizos et al. 2018, §4
-_BISECTIONS = 24
 
 
 def straight_through(hard: Tensor, soft: Tensor) -> Tensor:
@@ -29,9 +28,9 @@ def select_ranks(
 
     Args:
         scores: (B, S, r), non-negative, zero beyond a site's rank.
-        level: () tensor; c for "coverage", k for "fixed", a threshold for "threshold".
+        level: () tensor; log(1 − c) for "coverage", k for "fixed", a threshold for "threshold".
         site_ranks: (S,) ranks of the sites.
-        rule: "coverage": the least k whose k largest scores sum to ≥ c of their total; "fixed": k = level;
+        rule: "coverage": the least k whose k largest probabilities sum to ≥ c; "fixed": k = level;
             "threshold": as many as score above the level.
         k_min: fewest active directions.
         buckets: (n,) rank counts to which k is rounded up, or None.
@@ -58,50 +57,23 @@ def active_count(
     return torch.minimum(count.clamp_min(k_min), site_ranks)
 
 
-def solve_level(
-    scores: Sequence[Tensor],
-    site_ranks: Sequence[Tensor],
-    budget: float,
-    *,
-    rule: str,
-    k_min: int,
-    buckets: Tensor | None,
-) -> float:
-    """The level at which the mean k over all examples and sites meets `budget` as nearly as the scores allow.
-
-    Args:
-        scores: one (B, S, r) tensor a router; site_ranks: their (S,) ranks.
-    """  # fmt: skip
-    if rule == "fixed":
-        return budget
-    ordered = [torch.sort(part, dim=-1, descending=True).values for part in scores]
-
-    def mean_count(level: float) -> float:
-        counts = [
-            active_count(part, torch.tensor(level), ranks, rule=rule, k_min=k_min, buckets=buckets).flatten()
-            for part, ranks in zip(ordered, site_ranks, strict=True)
-        ]
-        return float(torch.cat(counts).double().mean())
-
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        # More coverage means more ranks; a higher threshold means fewer.
-        above = mean_count(middle) > budget
-        low, high = (low, middle) if above == (rule == "coverage") else (middle, high)
-    return min((low, high), key=lambda level: abs(mean_count(level) - budget))
-
-
 def _count(ordered: Tensor, level: Tensor, rule: str) -> Tensor:
     """k(x) before clipping: (B, S, r) scores in falling order → (B, S)."""
     if rule == "fixed":
         return torch.round(level).to(torch.int64).expand(ordered.shape[:-1])
     if rule == "threshold":
         return (ordered > level).sum(-1)
-    # k is one more than the number of prefixes that do not reach c yet. The last prefix is the whole sum, which
-    # rounding may leave below c = 1, so it is never counted.
-    reached = torch.cumsum(ordered, dim=-1)[..., :-1]
-    return (reached < level).sum(-1) + 1
+    return (log_tail(ordered) > level).sum(-1)
+
+
+def log_tail(ordered: Tensor) -> Tensor:
+    """log Σ_{j ≥ i} p_j of probabilities in falling order, (…, r) → (…, r).
+
+    The k largest sum to ≥ c exactly where the tail behind them is ≤ 1 − c. Summed from its small end the tail keeps
+    its precision where p is sharp, while prefix sums round to one and tell no ranks apart.
+    """
+    tail = torch.cumsum(ordered.flip(-1), dim=-1).flip(-1)
+    return torch.log(tail.clamp_min(SMALLEST_TAIL))
 
 
 def _round_up(count: Tensor, buckets: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from .gate_functions import (
 from .pooling import StatePool
 
 _MOMENTUM = 0.9
+_LEAST_COVERAGE = 1e-6  # and the most is this short of one, where log(1 − c) still is finite in float32
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class RankRouter(nn.Module):
         self.register_buffer("site_ranks", torch.tensor(ranks))
         self.register_buffer("head_of_site", torch.tensor(head_of_site))
         self.register_buffer("temperature", torch.tensor(config.temperature))
-        self.register_buffer("coverage", torch.tensor(budget / self.max_rank))
+        self.register_buffer("coverage", torch.tensor(min(budget / self.max_rank, 1 - _LEAST_COVERAGE)))
         self.register_buffer("penalty", torch.tensor(config.penalty))
         self.register_buffer("updates", torch.tensor(0))
         self.register_buffer("running_rank", torch.tensor(float(budget)))
@@ -110,6 +111,8 @@ class RankRouter(nn.Module):
         return self._probabilities(self.logits(state, mask))
 
     def _probabilities(self, logits: Tensor) -> Tensor:
+        # Half precision cannot tell coverages apart: near c = 1 its steps are wider than a rank's probability.
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         inside = ranks_within(self.site_ranks, self.max_rank)
         if self.config.gate == "topk":
             return torch.softmax((logits / self.temperature).masked_fill(~inside, float("-inf")), dim=-1)
@@ -130,11 +133,12 @@ class RankRouter(nn.Module):
         else:
             gate, count = probabilities, probabilities.sum(-1)
         self.record = GateRecord(probabilities, gate, count)
-        return gate
+        return gate.to(state.dtype)
 
     def _top_k(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
-        level = self.coverage if config.k == "coverage" else torch.full_like(self.coverage, self.budget)
+        coverage_level = torch.log1p(-self.coverage)
+        level = coverage_level if config.k == "coverage" else torch.full_like(coverage_level, self.budget)
         _, mask = select_ranks(probabilities, level, self.site_ranks, rule=config.k, k_min=config.k_min, buckets=None)
         hard = mask.to(probabilities.dtype)
         # Σp = 1 whatever the router does, so the count has no gradient through p; the perplexity of p has, and grows
@@ -154,36 +158,35 @@ class RankRouter(nn.Module):
         self.penalty.add_(config.penalty_rate * excess).clamp_(min=0.0)
         if config.gate == "topk" and config.k == "coverage":
             self.coverage.lerp_(torch.as_tensor(coverage, dtype=self.coverage.dtype), config.coverage_rate)
+            self.coverage.clamp_(_LEAST_COVERAGE, 1 - _LEAST_COVERAGE)
         self.updates.add_(1)
 
 
 class HardRankRouter(nn.Module):
     """The deployed router: which rank directions are active, most probable first.
 
-    Reads the same trunk and heads as the router it hardens. `level` is the calibrated coverage c (rule "coverage"),
-    the number of ranks (rule "fixed"), or a probability threshold (rule "threshold"); a buffer, so that a budget
-    changes without a new graph.
+    Reads the same trunk and heads as the router it hardens. The level it is called with is log(1 − c) of the
+    calibrated coverage c (rule "coverage"), the number of ranks (rule "fixed"), or a probability threshold (rule
+    "threshold"): a tensor of the graph, one for all routers, so that a budget changes without a new graph.
     """
 
-    level: Tensor
     buckets: Tensor
 
-    def __init__(self, router: RankRouter, *, level: float, rule: str, buckets: tuple[int, ...]) -> None:
+    def __init__(self, router: RankRouter, *, rule: str, buckets: tuple[int, ...]) -> None:
         super().__init__()
         self.router = router
         self.rule = rule
-        self.register_buffer("level", torch.tensor(level))
         self.register_buffer("buckets", torch.tensor(buckets))
 
     def extra_repr(self) -> str:
         """What the printed graph should show of a hardened router."""
         return f"sites={len(self.router.site_ranks)}, rule={self.rule}, buckets={self.buckets.tolist()}"
 
-    def forward(self, state: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Indices of active ranks, (B, S, r): active ones first by falling probability, then −1."""
+    def forward(self, state: Tensor, mask: Tensor | None, level: Tensor) -> Tensor:
+        """Indices of active ranks, (B, S, r): active ones first by falling probability, then −1; level ()."""
         indices, _ = select_ranks(
             self.router.scores(state, mask),
-            self.level,
+            level,
             self.router.site_ranks,
             rule=self.rule,
             k_min=self.router.config.k_min,

@@ -13,7 +13,9 @@ from ..config import CCM, Budget, resolve_budget
 from ..errors import BudgetError
 from ..models.gates import HardRankRouter
 from ..models.task_loss import TaskLoss
+from .graph.edit import get_tensor
 from .harden.calibrate import Calibration
+from .harden.rank_router import LEVEL
 from .program import Answer, GraphProgram
 from .report import Report
 
@@ -94,8 +96,7 @@ class DeployedModel(GraphProgram):
 
     @budget.setter
     def budget(self, budget: Budget) -> None:
-        routers = self.hard_routers()
-        if self.calibration is None or not routers:
+        if self.calibration is None or not self.hard_routers():
             raise BudgetError(
                 "This model's budget cannot change at run time.",
                 given=f"budget={budget!r}",
@@ -103,9 +104,7 @@ class DeployedModel(GraphProgram):
                 remedy="call gatefx.optimize(model, budget=…, data=calibration_batches)",
             )
         ranks = resolve_budget(budget, limit=max(site.rank for site in self.sites))
-        level = self.calibration.level_for(ranks)
-        for router in routers:
-            router.level.fill_(level)
+        get_tensor(self.graph_module, LEVEL).fill_(self.calibration.level_for(ranks))
         self._budget = ranks
 
     @torch.no_grad()

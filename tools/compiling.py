@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Budget
+from ..config import Budget, resolve_method
 from ..errors import UntrainedGateError
 from .console import Stages, messages
 from .model_folder import ModelFolder, check_target, open_model_folder
@@ -82,7 +82,7 @@ def run_optimize(request: CompileRequest) -> DeployedModel:
         gated.budget = deployed.budget
         if deployed.calibration is not None and deployed.calibration.rule == "coverage":
             for router in gated.routers():
-                router.coverage.fill_(deployed.calibration.level)
+                router.coverage.fill_(deployed.calibration.coverage)
         gated.save_pretrained(request.out, overwrite=request.overwrite)
     return deployed
 
@@ -106,8 +106,8 @@ def run_export(request: CompileRequest, opset: int) -> DeployedModel:
 def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
     """Everything that can be refused without loading a model is refused first."""
     folder = open_model_folder(request.model, request.base)
-    folder.method(request.method)
-    folder.budget(request.budget)
+    resolve_method(request.method)
+    folder.check_budget(request.budget)
     check_target(request.out, overwrite=request.overwrite)
     texts = None if request.data is None else read_texts(request.data, request.text_column)
     if folder.manifest is None and texts is None:
@@ -133,7 +133,7 @@ def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
 def _gated(request: CompileRequest, opened: _Opened) -> GatedModel:
     """The model with trained gates: loaded, or fitted on the data."""
     from ..passes.harden.distill import distill_gates
-    from ..prepare import build_gated
+    from ..preparing import build_gated
     from .model_loading import load_gated, load_peft
 
     folder = opened.folder
@@ -142,7 +142,7 @@ def _gated(request: CompileRequest, opened: _Opened) -> GatedModel:
     # Without a budget named, the method's usual one, as gatefx.prepare has it.
     budget = 6 if request.budget is None else request.budget
     gated = build_gated(
-        load_peft(folder), folder.method(request.method), budget,
+        load_peft(folder), resolve_method(request.method), budget,
         example_inputs=opened.example, lora=None, share_frozen=True,
     )  # fmt: skip
     if gated.budget < folder.largest_rank:

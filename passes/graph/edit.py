@@ -24,7 +24,7 @@ def copy_graph(graph_module: fx.GraphModule) -> fx.GraphModule:
     graph.output(output)
     copied = fx.GraphModule(graph_module, graph, class_name=type(graph_module).__name__)
     copied.meta = dict(graph_module.meta)
-    copied.train(graph_module.training)
+    copied.training = graph_module.training  # not train(): the submodules are shared
     return copied
 
 

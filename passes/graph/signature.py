@@ -59,7 +59,7 @@ class Signature:
         """The call's tensors in the graph's order.
 
         Raises:
-            InputError: a missing or unknown input, a wrong rank, or a size the captured graph does not take.
+            InputError: a missing or unknown input, a wrong type or rank, or a size the captured graph does not take.
         """
         missing = [name for name in self.input_names if given.get(name) is None]
         unknown = [name for name, value in given.items() if name not in self.input_names and value is not None]
@@ -97,6 +97,8 @@ def example_for(signature: Signature) -> dict[str, Tensor]:
 def _fitting(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str]]) -> Tensor:
     if not isinstance(value, Tensor):
         raise InputError(f"{spec.name} is no tensor.", given=type(value).__name__, expected=str(spec))
+    if value.is_floating_point() != spec.dtype.is_floating_point:
+        raise InputError(f"{spec.name} has another type.", given=_shown(spec, value), expected=str(spec))
     if value.dim() != len(spec.axes):
         raise InputError(f"{spec.name} has another rank.", given=_shown(spec, value), expected=str(spec))
     for position, axis in enumerate(spec.axes):
@@ -107,7 +109,7 @@ def _fitting(spec: InputSpec, value: object, sizes: dict[str, tuple[int, str]]) 
 
 
 def _shown(spec: InputSpec, value: Tensor) -> str:
-    return f"{spec.name} of shape {tuple(value.shape)}"
+    return f"{spec.name} of shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
 
 
 def _misfit(axis: Axis, size: int, sizes: dict[str, tuple[int, str]], where: str) -> str | None:

@@ -6,6 +6,7 @@ solved again for the rounded counts (methods: "c is calibrated at deployment on 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import BudgetError
-from ...models.gate_functions import active_count, select_ranks, solve_level
+from ...models.gate_functions import select_ranks
+from ...models.level_solver import LevelSolver
 from ...models.rank_statistics import RankSummary, rank_summary
 from ...progress import track
 from ..graph.signature import signature_of
@@ -37,7 +39,7 @@ class Calibration:
     """A level, what it achieves on the calibration data, and the levels of other budgets.
 
     Attributes:
-        rule: "coverage", "fixed" or "threshold"; level: its number.
+        rule: "coverage", "fixed" or "threshold"; level: its number (log(1 − c), ranks, or a score).
         ranks: the distribution of deployed k; site_ranks: mean deployed k per site.
         largest: mean over batches of the batch's largest deployed k per site: what a gathered batch computes.
         table: (budget, level) pairs in order of budget.
@@ -52,6 +54,11 @@ class Calibration:
     largest: Mapping[str, float]
     table: tuple[tuple[float, float], ...]
     static: tuple[tuple[str, tuple[int, ...]], ...]
+
+    @property
+    def coverage(self) -> float:
+        """c, where the rule is "coverage"."""
+        return -math.expm1(self.level)
 
     def level_for(self, budget: float) -> float:
         """The level that meets another budget, interpolated.
@@ -98,15 +105,13 @@ def calibrate(
     largest = max(int(ranks.max()) for ranks in scores.site_ranks)
     stops = torch.tensor((*(b for b in buckets if b < largest), largest))
 
-    def level_at(target: float) -> float:
-        return solve_level(scores.scores, scores.site_ranks, target, rule=rule, k_min=k_min, buckets=stops)
-
-    level = level_at(budget)
-    counts = _counts(scores, level, rule, k_min, stops)
+    solver = LevelSolver(scores.scores, scores.site_ranks, rule=rule, k_min=k_min, buckets=stops)
+    level = solver.level_for(budget)
+    counts = solver.counts(level)
     per_site = counts.double().mean(0).tolist()
     served = torch.stack([part.double().amax(0) for part in torch.split(counts, batch)])
     budgets = np.arange(float(k_min), largest + _TABLE_STEP / 2, _TABLE_STEP)
-    table = [(float(b), level_at(float(b))) for b in budgets]
+    table = [(float(b), solver.level_for(float(b))) for b in budgets]
     return Calibration(
         rule=rule,
         level=level,
@@ -117,22 +122,6 @@ def calibrate(
         table=tuple(_monotone(table)),
         static=tuple(_static(scores, level, rule, k_min, stops)),
     )
-
-
-def _counts(scores: RouterScores, level: float, rule: str, k_min: int, buckets: Tensor) -> Tensor:
-    """Deployed k of every example and site: (N, S of all routers)."""
-    parts = [
-        active_count(
-            torch.sort(part, dim=-1, descending=True).values,
-            torch.tensor(level),
-            ranks,
-            rule=rule,
-            k_min=k_min,
-            buckets=buckets,
-        )
-        for part, ranks in zip(scores.scores, scores.site_ranks, strict=True)
-    ]
-    return torch.cat(parts, dim=1)
 
 
 def _monotone(table: list[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -18,8 +18,11 @@ from torch import fx
 from ...errors import PassError
 from ...models.gates import HardRankRouter, RankMask, RankRouter
 from ..contract import Approximate, Exact, Pass
-from ..graph.edit import emit_module, own_module, shape_of, tensor_value
+from ..graph.edit import emit_attribute, emit_module, own_module, own_tensor, shape_of, tensor_value
 from ..report import Outcome
+
+#: Name of the buffer that holds the level in a hardened graph.
+LEVEL = "rank_level"
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class HardenRankRouters(Pass):
     """Replace every rank router by its hardened form.
 
     Attributes:
-        level: calibrated coverage, rank count or threshold; rule: which of them it is ("coverage", "fixed",
+        level: log(1 − c), a rank count or a threshold; rule: which of them it is ("coverage", "fixed",
             "threshold"); buckets: rank counts to which k is rounded up.
     """
 
@@ -41,10 +44,12 @@ class HardenRankRouters(Pass):
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Harden each router node."""
         fired = []
+        level: fx.Node | None = None
         for node in list(graph_module.graph.find_nodes(op="call_module")):
             router = graph_module.get_submodule(str(node.target))
             if isinstance(router, RankRouter):
-                self._harden(graph_module, node, router)
+                level = level or self._level(graph_module, node)
+                self._harden(graph_module, node, router, level)
                 fired.append(str(node.target))
         graph_module.delete_all_unused_submodules()
         return Outcome(tuple(fired))
@@ -55,17 +60,24 @@ class HardenRankRouters(Pass):
             if isinstance(graph_module.get_submodule(str(node.target)), RankRouter):
                 raise PassError(f"HardenRankRouters left the training gate {node.target} in the graph.")
 
-    def _harden(self, graph_module: fx.GraphModule, node: fx.Node, router: RankRouter) -> None:
+    def _level(self, graph_module: fx.GraphModule, node: fx.Node) -> fx.Node:
+        """The level, one tensor for all routers."""
+        own_tensor(graph_module, LEVEL, torch.tensor(self.level, device=tensor_value(node).device))
+        with graph_module.graph.inserting_before(node):
+            return emit_attribute(graph_module, LEVEL, origin=self.name, like=node)
+
+    def _harden(self, graph_module: fx.GraphModule, node: fx.Node, router: RankRouter, level: fx.Node) -> None:
         largest = int(router.site_ranks.max())
         buckets = (*(b for b in self.buckets if b < largest), largest)
-        hard = HardRankRouter(router, level=self.level, rule=self.rule, buckets=buckets).eval()
+        hard = HardRankRouter(router, rule=self.rule, buckets=buckets).to(router.site_ranks.device).eval()
         name, mask_name = f"hard_{node.target}", f"mask_of_{node.target}"
         own_module(graph_module, name, hard)
         dtype = tensor_value(node).dtype
         own_module(graph_module, mask_name, RankMask(dtype))
         graph, shape = graph_module.graph, shape_of(node)
         with graph.inserting_before(node):
-            indices = emit_module(graph, name, node.args, shape=shape, dtype=torch.int64, origin=self.name, like=node)
+            arguments = (node.args[0], node.args[1] if len(node.args) > 1 else None, level)
+            indices = emit_module(graph, name, arguments, shape=shape, dtype=torch.int64, origin=self.name, like=node)
             mask = emit_module(graph, mask_name, (indices,), shape=shape, dtype=dtype, origin=self.name, like=node)
         node.replace_all_uses_with(mask)
         graph.erase_node(node)

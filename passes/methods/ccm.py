@@ -15,6 +15,7 @@ Deviations from the paper, each with its reason:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ from torch import Tensor, fx
 
 from ...config import CCM
 from ...errors import UntrainedGateError
-from ...models.gate_functions import solve_level
 from ...models.gates import GateRecord, RankRouter
+from ...models.level_solver import LevelSolver
 from ...models.objectives import gate_loss, mean_count, rank_entropy, temperature_at
 from ...models.rank_statistics import RankSummary, collapse, rank_summary
 from ...models.task_loss import TaskLoss
@@ -163,19 +164,19 @@ class GateSchedule:
     def _coverage_for(self, records: Sequence[GateRecord]) -> float:
         """The c at which the last batch would have met the budget."""
         routers = self.model.routers()
-        return solve_level(
+        solver = LevelSolver(
             [record.probabilities for record in records],
             [router.site_ranks for router in routers],
-            routers[0].budget,
             rule="coverage",
             k_min=routers[0].config.k_min,
             buckets=None,
         )
+        return -math.expm1(solver.level_for(routers[0].budget))
 
     def _row(self, records: Sequence[GateRecord]) -> GateStep:
         router = self.model.routers()[0]
         counts = torch.cat([record.count for record in records], dim=1).numpy(force=True)
-        gate = records[0].gate.numpy(force=True)
+        gate = records[0].gate.float().numpy(force=True)
         return GateStep(
             step=int(router.updates),
             ranks=rank_summary(counts),

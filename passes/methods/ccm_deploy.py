@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, fx
 
 from ...config import CCM
@@ -143,7 +144,7 @@ def _level(
         calibration = calibrate(scores, budget, batch=options.workload.batch, **settings)  # type: ignore[arg-type]
         return calibration, calibration.level, (f"effective rank on the calibration data: {calibration.ranks}",)
     router = routers_of(frozen)[0]
-    level = {"coverage": float(router.coverage), "fixed": budget, "threshold": 0.5}[rule]
+    level = {"coverage": float(torch.log1p(-router.coverage)), "fixed": budget, "threshold": 0.5}[rule]
     note = "not calibrated (no data=): k is rounded up to buckets, so the effective rank may exceed the budget"
     return None, level, (note,)
 

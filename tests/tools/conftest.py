@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-WORDS = "the a film plot actor scene is was not very good bad dull fine long short bright slow fresh rotten".split()
+WORDS = ("the", "a", "film", "plot", "actor", "scene", "is", "was", "not", "very", "good", "bad", "dull", "fine")
 
 
 def sentence(source: random.Random) -> str:
@@ -61,11 +61,12 @@ def adapter_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path) 
 @pytest.fixture(scope="session")
 def gates_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, texts: list[str]) -> Path:
     import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from gatefx import prepare
     from gatefx.config import CCM
     from gatefx.models.packaged_text import batches
-    from gatefx.prepare import prepare
     from gatefx.tools.training import train
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     torch.manual_seed(2)
     model = AutoModelForSequenceClassification.from_pretrained(base_folder)
