@@ -72,26 +72,24 @@ def main() -> None:
     app(prog_name="gatefx")
 
 
-@app.callback()
-def _root(
-    version: Annotated[
-        bool,
-        typer.Option(
-            "--version", callback=lambda asked: _print_version(asked), is_eager=True, help="Show the version."
-        ),
-    ] = False,
-) -> None:
-    del version  # its callback has printed it
-
-
-def _print_version(asked: bool) -> None:
+def _show_version(asked: bool) -> None:
     if asked:
         typer.echo(f"gatefx {__version__}")
         raise typer.Exit
 
 
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    del version  # its callback has printed it
+
+
 @export_app.command("onnx")
-def export_onnx(
+def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     model: Model,
     out: Out,
     method: Method = "ccm",
@@ -122,7 +120,7 @@ def export_onnx(
 
 
 @app.command()
-def optimize(
+def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     model: Model,
     out: Out,
     method: Method = "ccm",

@@ -1,4 +1,4 @@
-"""`gatefx inspect`: what a folder holds, after checking the hash of every file in it. Imports neither torch nor an engine."""
+"""`gatefx inspect`: what a folder holds, after checking the hash of every file. Imports neither torch nor an engine."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def show(description: Mapping[str, Any], console: Console) -> None:
 
 
 def show_report(description: Mapping[str, Any], console: Console) -> None:
-    """Print forms, passes, refusals, prediction and notes (rank distribution among them) of a description that has them."""
+    """Print forms, passes, refusals, prediction and notes (rank distribution among them) where there are any."""
     report = description.get("report")
     if report is None:
         return
@@ -150,7 +150,7 @@ def _versions(description: Mapping[str, Any]) -> Table:
         table.add_column(title)
     for name, version in description["versions"].items():
         here = description["installed"][name]
-        table.add_row(name, version or "–", here or "–")
+        table.add_row(name, version or "none", here or "none")
     return table
 
 

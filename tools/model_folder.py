@@ -1,6 +1,6 @@
 """What the MODEL of a command may be, told from the folder's files alone: nothing heavy is imported to say no.
 
-gates     what gated.save_pretrained wrote: adapter_config.json, adapter_model.safetensors, gates.safetensors, gatefx.json
+gates     what gated.save_pretrained wrote: an adapter in PEFT's format, gates.safetensors and gatefx.json
 adapter   a PEFT adapter: adapter_config.json and adapter_model.safetensors
 base      a transformers checkpoint: config.json. It has no adapters, so there is nothing to gate
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import CCM, Budget, resolve_budget, resolve_method
+from ..config import Budget, resolve_budget
 from ..errors import ArtifactError, InputError, SiteError
 from ..runtime.artifact import Artifact
 from ..runtime.manifest import MANIFEST_FILE
@@ -49,27 +49,14 @@ class ModelFolder:
         task = self.adapter.get("task_type")
         return None if task is None else str(task)
 
-    def method(self, name: str) -> CCM:
-        """The config that `name` means here: the gates' own where they were trained with that method.
+    def check_budget(self, wanted: Budget | None) -> None:
+        """Refuse a budget that no adapter of this folder can have.
 
         Raises:
-            MethodError: an unknown name.
-        """
-        config = resolve_method(name)
-        if self.manifest is None:
-            return config
-        options = self.manifest["method"]["options"]
-        return CCM(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
-
-    def budget(self, wanted: Budget | None) -> Budget | None:
-        """`wanted`, once it is known to make sense.
-
-        Raises:
-            BudgetError: a budget that no adapter of this folder can have.
+            BudgetError: with the largest rank there is.
         """
         if wanted is not None:
             resolve_budget(wanted, limit=self.largest_rank)
-        return wanted
 
 
 def open_model_folder(path: Path, base: str | None = None) -> ModelFolder:

@@ -1,4 +1,4 @@
-"""A plain training loop: AdamW, a rate that falls linearly, clipped gradients; gates step along where there are some."""
+"""A plain training loop: AdamW, a rate that falls linearly, clipped gradients; gates, if any, step along."""
 
 from __future__ import annotations
 
