@@ -8,8 +8,8 @@ whose scaled result is added to the linear that reads the same x. That is what P
 rank_pattern, alpha_pattern, rsLoRA, lora_dropout and bias, over nn.Linear and Conv1D, and what gatefx attaches itself.
 Several adapters on one layer are several sites, one adding to the other's sum.
 
-Misses: adapters on embeddings, DoRA (the update is renormalised), a branch that is not added to its own layer,
-a leading axis that is not the batch.
+Misses: adapters on embeddings, DoRA (the update is renormalised), biased adapters (lora_bias), a branch that is not
+added to its own layer, a leading axis that is not the batch.
 """
 
 from __future__ import annotations
@@ -102,6 +102,8 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     x = _through_dropout(branch_input, graph_module)
     scaled, scale = _scaled(up)
     joined = _sum_with_base(scaled, x, d_out) if len(down.users) == 1 else "something besides B reads A x"
+    if _has_bias(down) or _has_bias(up):
+        joined = "its A or B has a bias, which no rank direction carries and a shut gate would leave on"
     if not isinstance(joined, str) and not isinstance(shape_of(x)[0], torch.SymInt):
         joined = "the leading axis of its input is not the batch, so one gate per example has no place"
     if isinstance(joined, str):
@@ -127,11 +129,15 @@ def _up_projection(down: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
 
 
 def _matrix(linear: fx.Node) -> fx.Node | None:
-    """The weight of a bias-free or biased linear, where it is a matrix the graph reads."""
+    """The weight of a linear, where it is a matrix the graph reads."""
     weight = linear.args[1]
     if not isinstance(weight, fx.Node) or weight.op != "get_attr" or tensor_value(weight).dim() != _MATRIX:
         return None
     return weight
+
+
+def _has_bias(linear: fx.Node) -> bool:
+    return len(linear.args) > _MATRIX and linear.args[_MATRIX] is not None
 
 
 def _named_as_adapter(node: fx.Node) -> bool:
