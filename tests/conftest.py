@@ -18,7 +18,15 @@ TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
     {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 5e-2}
 )
 
+#: What third-party packages warn about among themselves; marked here so that it also holds under `-W error`.
+_THIRD_PARTY = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+
 CaptureFamily = Callable[[str], tuple[nn.Module, Captured]]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        item.add_marker(pytest.mark.filterwarnings(_THIRD_PARTY), append=False)
 
 
 @pytest.fixture(scope="session")
