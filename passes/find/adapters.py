@@ -95,7 +95,7 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
         return None
     rank, d_in = (int(size) for size in tensor_value(lora_a).shape)
     d_out = int(tensor_value(lora_b).shape[0])
-    named = _named_as_adapter(lora_a)
+    named = named_as_adapter(lora_a)
     if not named and rank >= min(d_in, d_out):
         return None
     branch_input = down.all_input_nodes[0]
@@ -140,7 +140,8 @@ def _has_bias(linear: fx.Node) -> bool:
     return len(linear.args) > _MATRIX and linear.args[_MATRIX] is not None
 
 
-def _named_as_adapter(node: fx.Node) -> bool:
+def named_as_adapter(node: fx.Node) -> bool:
+    """Whether a tensor bears a name that PEFT gives to a part of an adapter."""
     return any(f".{name}." in f".{node.target}." for name in _BRANCH_NAMES)
 
 
@@ -211,7 +212,7 @@ def _unmatched(graph_module: fx.GraphModule, matched: set[str], misses: list[Mis
     for node in graph_module.graph.find_nodes(op="get_attr"):
         name = str(node.target)
         where = name.rpartition(".lora_")[0]
-        if name in matched or where in explained or not _named_as_adapter(node):
+        if name in matched or where in explained or not named_as_adapter(node):
             continue
         embedding = "embedding" in name.rpartition(".lora_")[2]
         reason = _EMBEDDING if embedding else _OTHER_SHAPE

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from ...errors import PassError
 from ..contract import Pass
-from ..find.adapters import find_sites
+from ..find.adapters import find_sites, named_as_adapter
 from ..find.linears import Linear, find_linears, select_targets
 from ..graph.edit import emit, emit_attribute, emit_module, get_tensor, own_module, own_tensor, shape_of, tensor_value
 from ..report import Declined, Outcome
@@ -43,10 +43,17 @@ class AttachLora(Pass):
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Attach a branch to every target."""
-        taken = {site.path for site in find_sites(graph_module)[0]}
+        sites = find_sites(graph_module)[0]
+        taken = {site.path for site in sites}
+        halves = {node for site in sites for node in (site.lora_a, site.lora_b)}
+        linears = tuple(
+            linear
+            for linear in find_linears(graph_module)
+            if linear.weight not in halves and not named_as_adapter(linear.weight)
+        )
         sizes = {path: (rank, alpha) for path, rank, alpha in self.overrides}
         fired, declined = [], []
-        for linear in select_targets(find_linears(graph_module), self.targets):
+        for linear in select_targets(linears, self.targets):
             rank, alpha = sizes.get(linear.path, (self.rank, self.alpha))
             reason = "it has an adapter already" if linear.path in taken else _obstacle(linear, rank)
             if reason is not None:
