@@ -50,9 +50,8 @@ class FreezeRegularization(Pass):
 
     def _replace_attention(self, graph: fx.Graph, node: fx.Node) -> None:
         query, key, value, mask = node.args
+        arguments = (query, key, value) if mask is None else (query, key, value, mask)
         with graph.inserting_before(node):
-            attention = graph.call_function(
-                aten.scaled_dot_product_attention.default, (query, key, value, mask), dict(node.kwargs)
-            )
+            attention = graph.call_function(aten.scaled_dot_product_attention.default, arguments, dict(node.kwargs))
         attention.meta["val"] = node.meta["val"]
         node.replace_all_uses_with(stamp(attention, origin=self.name, like=node))
