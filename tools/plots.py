@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -77,7 +77,9 @@ def require_matplotlib() -> None:
     _matplotlib()
 
 
-def training_curves(losses: dict[str, Sequence[float]], series: dict[str, Sequence[float]], *, budget: float) -> str:
+def training_curves(
+    losses: Mapping[str, Sequence[float]], series: Mapping[str, Sequence[float]], *, budget: float
+) -> str:
     """Loss of both runs, and what the gates did step by step.
 
     Args:
@@ -118,7 +120,7 @@ def rank_histogram(counts: NDArray[np.int64], rank: int, *, budget: float) -> st
     return _svg(figure, "Histogram of effective ranks")
 
 
-def layer_ranks(layers: dict[str, Sequence[float]], rank: int, *, budget: float) -> str:
+def layer_ranks(layers: Mapping[str, Sequence[float]], rank: int, *, budget: float) -> str:
     """Mean effective rank per layer as bars, its sites as dots; layers by name → mean rank of each site."""
     figure, (axis,) = _figure(_HALF, max(2.9, 0.34 * len(layers) + 0.9))
     for row, means in enumerate(layers.values()):

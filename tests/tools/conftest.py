@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from gatefx.tools.cli import app
 
 WORDS = ("the", "a", "film", "plot", "actor", "scene", "is", "was", "not", "very", "good", "bad", "dull", "fine")
+
+
+@pytest.fixture(scope="session")
+def gatefx() -> Callable[..., tuple[int, str, str]]:
+    """The command, run in this process: arguments → (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        return result.exit_code, result.stdout, result.stderr
+
+    return run
 
 
 def sentence(source: random.Random) -> str:
