@@ -35,6 +35,7 @@ from ..find.gates import gated_sites
 from ..find.linears import layer_of
 from ..program import GraphProgram
 from ..report import Report
+from .ccm_diagnostics import RoutingDiagnostics, routing_diagnostics
 from .ccm_files import save_gated
 
 
@@ -109,6 +110,10 @@ class GatedModel(GraphProgram):
         for name, count in zip(self.site_names(), counts.tolist(), strict=True):
             groups.setdefault(layer_of(name) or name, []).append(count)
         return {layer: sum(values) / len(values) for layer, values in groups.items()}
+
+    def diagnostics(self, data: Sequence[Mapping[str, Tensor]]) -> RoutingDiagnostics:
+        """What the routers decide on `data`, in eval mode: ranks, entropy, collapse, layers, usage, share of time."""
+        return routing_diagnostics(self, data)
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write adapter (PEFT's format) and gates to `folder`; `gatefx.from_pretrained` reads them back exactly.
