@@ -20,10 +20,11 @@ def canonical_text(graph_module: fx.GraphModule) -> str:
 
 
 def _depth_first(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Inputs in their order first (they are the signature), then everything the outputs and side effects need."""
+    """Inputs in order first (they are the signature), then what outputs and side effects need, then the rest."""
     seen: set[fx.Node] = set()
     roots = [n for n in graph.nodes if n.op == "placeholder"]
     roots += [n for n in graph.nodes if n.op == "output" or (n.is_impure() and n.op != "placeholder")]
+    roots += [n for n in graph.nodes if not n.users]  # dead nodes come last: removing them changes the graph
     for root in roots:
         stack = [(root, False)]
         while stack:
