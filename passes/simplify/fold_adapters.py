@@ -37,18 +37,29 @@ class FoldAdapters(Pass):
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Fold site after site."""
-        fired, declined = [], []
-        for site in find_sites(graph_module)[0]:
-            if self.sites is not None and site.name not in self.sites:
-                continue
-            reason = self._fold(graph_module, site)
-            if reason is None:
-                fired.append(site.name)
-            else:
-                declined.append(Declined(site.name, reason))
+        fired: list[str] = []
+        while True:
+            folded, declined = self._fold_one_per_layer(graph_module)
+            if not folded:
+                break
+            fired += folded
         graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         graph_module.delete_all_unused_submodules()
         return Outcome(tuple(fired), tuple(declined))
+
+    def _fold_one_per_layer(self, graph_module: fx.GraphModule) -> tuple[list[str], list[Declined]]:
+        """Fold the innermost adapter of every layer; the next one then adds to the layer itself."""
+        folded: dict[str, str] = {}
+        declined = []
+        for site in find_sites(graph_module)[0]:
+            if site.path in folded or (self.sites is not None and site.name not in self.sites):
+                continue
+            reason = self._fold(graph_module, site)
+            if reason is None:
+                folded[site.path] = site.name
+            else:
+                declined.append(Declined(site.name, reason))
+        return list(folded.values()), declined
 
     def _fold(self, graph_module: fx.GraphModule, site: AdapterSite) -> str | None:
         """Fold one site; the reason where that is not sound."""
