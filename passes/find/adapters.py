@@ -201,7 +201,7 @@ def plain_path(tensor_name: str) -> str:
 
 def _site_name(path: str, lora_a: fx.Node) -> str:
     """The layer's path, with the adapter's name where it is not PEFT's or our own default."""
-    adapter = str(lora_a.target).removesuffix(".weight").rpartition("lora_A")[2].strip(".")
+    adapter = str(lora_a.target).rpartition(".")[0].rpartition("lora_A")[2].strip(".")
     return path if adapter in ("", "default") else f"{path}[{adapter}]"
 
 
