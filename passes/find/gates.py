@@ -34,10 +34,12 @@ def gate_source(site: AdapterSite) -> tuple[fx.Node, int]:
 
 
 def gated_sites(graph_module: fx.GraphModule) -> dict[str, tuple[AdapterSite, ...]]:
-    """Name of the gate's node target → the sites it gates, by index."""
-    found: dict[str, dict[int, AdapterSite]] = {}
+    """Name of the gate's node target → the sites it gates, by index; gates in graph order, as they run."""
+    found: dict[fx.Node, dict[int, AdapterSite]] = {}
     for site in find_sites(graph_module)[0]:
         if site.gate is not None:
             source, index = gate_source(site)
-            found.setdefault(str(source.target), {})[index] = site
-    return {name: tuple(sites[index] for index in sorted(sites)) for name, sites in found.items()}
+            found.setdefault(source, {})[index] = site
+    # Gates that read one state stand in another order than the sites they gate.
+    sources = [node for node in graph_module.graph.nodes if node in found]
+    return {str(node.target): tuple(found[node][index] for index in sorted(found[node])) for node in sources}
