@@ -6,12 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 from gatefx.config import CCM
 from gatefx.errors import PassError
 from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.find.gates import gate_source, gated_sites
+from gatefx.passes.gate.lora import AttachLora
+from gatefx.passes.gate.rank_router import InsertRankRouter
+from gatefx.passes.methods.ccm import routers_of
 
 aten = torch.ops.aten
 
@@ -56,3 +59,25 @@ def test_a_gate_of_another_form_is_named(routed: Any) -> None:
 
     with pytest.raises(PassError, match="gate of first is not one row"):
         gate_source(find_sites(graph)[0][0])
+
+
+def test_routers_and_their_sites_come_in_one_order(capture_plain: Any) -> None:
+    """Sites that read one state have routers that run in another order than the sites."""
+    graph = InsertRankRouter(CCM(router_input="site", d_router=8), 2.0)(
+        AttachLora(2, 4.0, 0.0, "all-linear", (("b", 3, 6.0), ("c", 4, 8.0)))(capture_plain(_Three())).graph_module
+    ).graph_module
+
+    ranks = [router.max_rank for router in routers_of(graph)]
+
+    assert [site.rank for sites in gated_sites(graph).values() for site in sites] == ranks
+
+
+class _Three(nn.Module):
+    """Three layers over one state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(12, 6), nn.Linear(12, 6), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.a(x) * self.b(x) + self.c(x) * attention_mask.unsqueeze(-1)
