@@ -75,9 +75,9 @@ def test_shut_gates_are_the_base_bit_for_bit(
     gated: tuple[nn.Module, nn.Module, GatedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, _, model = gated
-    for router in model.routers():
-        sites, rank = len(router.site_ranks), router.max_rank
-        monkeypatch.setattr(router, "forward", lambda state, mask=None: state.new_zeros(len(state), sites, rank))
+    (router,) = model.routers()
+    sites, rank = len(router.site_ranks), router.max_rank
+    monkeypatch.setattr(router, "forward", lambda state, mask=None: state.new_zeros(len(state), sites, rank))
     batch = ragged(model.signature.input_names, 5, 40, seed=3)
     with torch.no_grad():
         assert torch.equal(model(**batch).logits, base(**batch).logits)
