@@ -39,6 +39,9 @@ class TransformersLoss:
             return function(*spans, labels["start_positions"], labels["end_positions"])  # type: ignore[no-any-return]
         if self.loss_type in ("ForSequenceClassification", "ForTokenClassification"):
             return function(labels["labels"], outputs["logits"], self.config)  # type: ignore[no-any-return]
+        if getattr(self.config, "is_encoder_decoder", False):
+            # A decoder with an encoder reads labels shifted already; its logits and labels stand in line.
+            return nn.functional.cross_entropy(outputs["logits"].flatten(0, -2), labels["labels"].flatten())
         vocabulary = outputs["logits"].shape[-1]
         return function(outputs["logits"], labels["labels"], vocab_size=vocabulary)  # type: ignore[no-any-return]
 
