@@ -32,7 +32,7 @@ class Pipeline(Pass):
     def __post_init__(self) -> None:
         seen = set(self.assumes)
         for item in self.passes:
-            missing = [name for name in item.after if name not in seen]
+            missing = [name for name in _needed(item) if name not in seen]
             if missing:
                 raise PassError(
                     f"{item.name} must run after {', '.join(missing)}.",
@@ -40,7 +40,7 @@ class Pipeline(Pass):
                     expected=f"{missing[0]} somewhere before {item.name}",
                     remedy="reorder the passes, or name what has already run in Pipeline(assumes=…)",
                 )
-            seen.add(item.name)
+            seen.update(_ran(item))
 
     def _run(self, graph_module: fx.GraphModule, *, verify: bool) -> PassResult:
         reports: list[PassReport] = []
@@ -59,5 +59,16 @@ class Pipeline(Pass):
         digest = hashlib.sha256()
         for item in self.passes:
             digest.update(repr(item).encode())
+            digest.update(item.uuid().encode() if isinstance(item, Pipeline) else b"")
             digest.update(inspect.getsource(sys.modules[type(item).__module__]).encode())
         return digest.hexdigest()
+
+
+def _needed(item: Pass) -> tuple[str, ...]:
+    """Names of passes that must stand before `item`."""
+    return item.assumes if isinstance(item, Pipeline) else item.after
+
+
+def _ran(item: Pass) -> tuple[str, ...]:
+    """Names of passes that have run once `item` has."""
+    return tuple(name for inner in item.passes for name in _ran(inner)) if isinstance(item, Pipeline) else (item.name,)
