@@ -44,7 +44,10 @@ class AttachLora(Pass):
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Attach a branch to every target."""
         sites = find_sites(graph_module)[0]
-        taken = {site.path for site in sites}
+        # Compacted adapters are no sites any more, but their factors still have the names that a new one would take.
+        taken = {site.path for site in sites} | {
+            name.rpartition(".lora_A.")[0] for name, _ in graph_module.named_parameters() if ".lora_A." in name
+        }
         halves = {node for site in sites for node in (site.lora_a, site.lora_b)}
         linears = tuple(
             linear
