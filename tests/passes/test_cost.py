@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+
 from gatefx.errors import BudgetError, InputError, SiteError
 from gatefx.passes.cost import (
     ActiveRank,

@@ -11,11 +11,12 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
+
 from gatefx.errors import CaptureError, GatefxError, InputError
 from gatefx.passes.lower.onnx import lower_to_onnx, save_onnx
 from gatefx.passes.lower.onnx_names import MODULE_KEY
 from gatefx.runtime.ops.schema import gated_lora
-from torch import Tensor, nn
 
 
 class Gate(nn.Module):
