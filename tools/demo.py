@@ -20,12 +20,13 @@ from .console import Stages, messages, output, without_warnings
 from .demo_folder import MARKER, choose_folder, staged
 from .demo_result import TABLE_COLUMNS, DemoResult
 from .demo_scoring import accuracy, accuracy_and_ranks
-from .demo_serving import CCM, LORA, MERGED, Served, serve
+from .demo_serving import CCM, LORA, MERGED, serve
 from .demo_settings import THREADS, DemoSettings
 from .demo_training import DemoData, capture_lora, load_data, prepare_ccm, train_ccm, train_lora
 from .html_report import check_report_packages, write_report
 
 REPORT, ARTIFACT, GATES = "report.html", "model", "gates"
+_ROOMY = 90  # columns from which the table stands apart
 
 
 def run_demo(settings: DemoSettings, out: Path | None, default: Path, *, seed: int, overwrite: bool) -> DemoResult:
@@ -73,8 +74,13 @@ def _measure(
     with stages.stage("scoring ccm in ONNX Runtime", bars=True):
         session = load(draft / ARTIFACT, threads=THREADS)
         exported_accuracy = accuracy(session, data.test, description="scoring ccm in ONNX Runtime")
-    with stages.stage(f"serving {settings.served} sentences: merged, LoRA, ccm"):
-        served = _serve(capture_lora(lora_model, settings, data), deployed, settings, data, draft)
+    with tempfile.TemporaryDirectory() as scratch:
+        with stages.stage("exporting LoRA, merged and not, to time beside it"):
+            folders = _export_lora(capture_lora(lora_model, settings, data), Path(scratch)) | {CCM: draft / ARTIFACT}
+        expected = deployed(**data.served)["logits"]
+        # No spinner beside a clock: it takes time from what is timed.
+        with stages.stage(f"serving {settings.served} sentences: merged, LoRA, ccm", bars=True):
+            served = serve(folders, data.served, expected, rounds=settings.rounds)
     return DemoResult(
         settings=settings,
         seed=seed,
@@ -107,26 +113,27 @@ def _workload(data: DemoData) -> tuple[int, int]:
     return batch, tokens
 
 
-def _serve(lora: GatedModel, deployed: DeployedModel, settings: DemoSettings, data: DemoData, draft: Path) -> Served:
-    """Export the two LoRA models beside the demo for as long as they are timed, and serve all three."""
-    expected = deployed(**data.served)["logits"]
-    with tempfile.TemporaryDirectory() as scratch:
-        folders = {CCM: draft / ARTIFACT}
-        for name, fold in ((MERGED, True), (LORA, False)):
-            folders[name] = export(optimize(lora, budget="100%", fold=fold), Path(scratch) / name)
-        return serve(folders, data.served, expected, rounds=settings.rounds)
+def _export_lora(lora: GatedModel, folder: Path) -> dict[str, Path]:
+    """The trained LoRA model twice: folded into the weights, and as it is."""
+    return {
+        name: export(optimize(lora, budget="100%", fold=fold), folder / name)
+        for name, fold in ((MERGED, True), (LORA, False))
+    }
 
 
 def print_result(result: DemoResult, console: Console) -> None:
     """The table, the notes, and where everything lies."""
-    table = Table(title=f"{result.data.source.name}, {result.data.tested} test sentences", title_justify="left")
-    table.add_column("model")
-    table.add_column("engine")
-    for title in TABLE_COLUMNS:
-        table.add_column(title, justify="right")
+    title = f"{result.data.source.name}: {result.data.tested} test sentences, adapters of r={result.settings.rank}"
+    padding = (0, 2 if console.width >= _ROOMY else 1, 0, 0)
+    table = Table(title=title, title_justify="left", box=None, padding=padding, pad_edge=False)
+    table.add_column("model", no_wrap=True)
+    table.add_column("engine", no_wrap=True)
+    for column in TABLE_COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
     for row in result.rows:
         table.add_row(row.model, row.engine, *result.cells(row))
     console.print(table)
+    console.print(result.legend, style="dim")
     for note in result.notes:
         console.print(f"note: {note}", markup=False)
     console.print(f"artifact  {result.folder / ARTIFACT}", markup=False, soft_wrap=True)

@@ -20,7 +20,7 @@ from .demo_settings import THREADS, DemoSettings
 from .demo_training import DemoData
 from .training import TrainingRun
 
-TABLE_COLUMNS = ("accuracy", "effective rank", "P50", "P90", "ms per batch", "IQR", "x merged")
+TABLE_COLUMNS = ("accuracy", "rank", "P50", "P90", "ms", "IQR", "ratio")
 _PACKAGES = ("torch", "transformers", "peft", "onnxruntime")
 _WITHIN = 0.01  # accuracy: what counts as reaching LoRA's
 _LEVEL = 0.02  # relative latency: what counts as the same
@@ -75,7 +75,7 @@ class DemoResult:
         full = RankSummary(*([float(self.settings.rank)] * 4))
         routed = self.ranks.summary if self.ranks is not None else None
         lora = f"LoRA r={self.settings.rank}"
-        ccm = f"ccm budget {self.settings.budget} of r={self.settings.rank}"
+        ccm = f"ccm budget {self.settings.budget}"
         return (
             Row(f"{lora}, merged", "ONNX Runtime", None, None, MERGED),
             Row(lora, "torch", self.lora_accuracy, full),
@@ -93,6 +93,17 @@ class DemoResult:
             return (scored, *chosen, "", "", "")
         timing, ratio = self.served.timings[row.key], self.served.ratios[row.key]
         return (scored, *chosen, f"{timing.median_s * 1e3:.1f}", f"{timing.iqr_s * 1e3:.1f}", f"{ratio:.2f}")
+
+    @property
+    def legend(self) -> str:
+        """What the table's columns mean."""
+        served = self.served
+        return (
+            f"Empty where nothing was measured. rank: ranks computed per test sentence and layer, out of "
+            f"{self.settings.rank}. ms: {served.sentences} test sentences padded to {served.tokens} tokens, median, on "
+            f"{served.provider} with {served.threads} thread{'s' * (served.threads > 1)}. ratio: to the merged model, "
+            f"in the same run."
+        )
 
     @property
     def standard_error(self) -> float:

@@ -12,7 +12,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import typer
+from rich.console import Group
 from rich.panel import Panel
+from rich.table import Table
 from rich.text import Text
 
 from ..errors import CaptureError, GatefxError, MissingDependencyError, PassError, ProviderError
@@ -70,9 +72,11 @@ def _show(error: GatefxError, debug: bool) -> None:
     console.print(Panel(_body(error), title="error", title_align="left", border_style="red", padding=(0, 1)))
 
 
-def _body(error: GatefxError) -> Text:
-    body = Text(error.problem, style="bold")
+def _body(error: GatefxError) -> Group:
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="cyan", no_wrap=True)
+    rows.add_column(overflow="fold")
     for label, text in (("given", error.given), ("expected", error.expected), ("what to do", error.remedy)):
         if text:
-            body.append(f"\n{label:<11} ", style="cyan").append(text, style="not bold")
-    return body
+            rows.add_row(label, Text(text))
+    return Group(Text(error.problem, style="bold"), rows)

@@ -50,12 +50,12 @@ def page(result: DemoResult) -> dict[str, Any]:
     return {
         "description": result.description(),
         "tested": result.data.tested,
+        "legend": result.legend,
         "columns": TABLE_COLUMNS,
         "rows": [{"model": row.model, "engine": row.engine, "cells": result.cells(row)} for row in result.rows],
         "notes": result.notes,
         "budget": result.settings.budget,
         "rank": result.settings.rank,
-        "served": result.served,
         "plots": _plots(result),
         "prediction": _prediction(result),
         "passes": result.report["passes"],

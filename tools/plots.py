@@ -110,9 +110,8 @@ def rank_histogram(counts: NDArray[np.int64], rank: int, *, budget: float) -> st
     axis.axvline(counts.mean(), color=INK, linewidth=1)
     axis.axvline(budget, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     axis.set_ylim(top=shares.max() * 118)
-    axis.annotate(
-        f" mean {counts.mean():.2f}, budget {budget:g}", (max(counts.mean(), budget), shares.max() * 110), color=INK
-    )
+    text, place = f"mean {counts.mean():.2f}, budget {budget:g}", (max(counts.mean(), budget), shares.max() * 110)
+    axis.annotate(text, place, xytext=(7, 0), textcoords="offset points", color=INK)
     axis.set_xticks(range(0, rank + 1, 2))
     axis.set_xlabel("effective rank k of a sentence at a site")
     axis.set_ylabel("% of choices")
@@ -141,7 +140,9 @@ def usage_map(usage: NDArray[np.float64], sites: Sequence[str]) -> str:
     figure, (axis,) = _figure(_WIDE, 0.185 * count + 0.75)
     for row in range(count):
         for direction in range(rank):
-            axis.barh(row, 0.96, height=0.9, left=direction + 0.02, color=CCM, alpha=float(usage[row, direction]))
+            cell = {"width": 0.95, "height": 0.88, "left": direction + 0.025, "linewidth": 0}
+            axis.barh(row, color=GRID, alpha=0.45, **cell)
+            axis.barh(row, color=CCM, alpha=float(usage[row, direction]), **cell)
     axis.set_yticks(range(count), list(sites), fontsize=8)
     axis.set_ylim(count - 0.4, -0.6)
     axis.set_xlim(0, rank)
