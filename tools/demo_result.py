@@ -111,6 +111,22 @@ class DemoResult:
         return math.sqrt(self.lora_accuracy * (1 - self.lora_accuracy) / self.data.tested)
 
     @property
+    def prediction(self) -> Mapping[str, Any] | None:
+        """The cost model's figures for the batch that was served; None where nothing is routed."""
+        found: Mapping[str, Any] | None = self.report["facts"].get("prediction")
+        return found
+
+    @property
+    def overheads(self) -> tuple[tuple[str, float, float], ...]:
+        """(model, predicted, measured) milliseconds per batch over the merged model."""
+        if self.prediction is None:
+            return ()
+        names = (("LoRA", LORA, "lora_seconds"), ("ccm", CCM, "routed_seconds"))
+        return tuple(
+            (label, self.prediction[field] * 1e3, self.served.overhead(key) * 1e3) for label, key, field in names
+        )
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What a person should take from the table, and what not."""
         return (*self._accuracy_notes(), *self._latency_notes(), *self._rank_notes())
@@ -133,9 +149,11 @@ class DemoResult:
         else:
             verdict = f"ccm takes the merged adapter's time ({ratio:.2f} x)"
         against = ratio / served.ratios[LORA]
+        told = ", ".join(f"{name} {guess:.1f} and {found:.1f}" for name, guess, found in self.overheads)
         return (
             f"latency of {served.sentences} sentences padded to {served.tokens} tokens, one thread: "
             f"{verdict}; against unmerged LoRA it takes {against:.2f} x",
+            *([f"ms over the merged model, predicted and measured: {told}"] if told else []),
             f"exported and torch logits differ by at most {served.difference:.1e} on those sentences",
         )
 
@@ -175,7 +193,7 @@ class DemoResult:
             "collapse_rate": self.ccm.collapse_rate,
             "losses": {"lora": self.lora.losses, "ccm": self.ccm.losses},
             "gates": [asdict(step) for step in self.ccm.gates],
-            "prediction": self.report["facts"].get("prediction"),
+            "prediction": self.prediction,
             "notes": list(self.notes),
         }
 

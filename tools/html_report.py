@@ -57,6 +57,7 @@ def page(result: DemoResult) -> dict[str, Any]:
         "budget": result.settings.budget,
         "rank": result.settings.rank,
         "plots": _plots(result),
+        "smooth": plots.SMOOTH,
         "prediction": _prediction(result),
         "passes": result.report["passes"],
         "forms": sorted({site["form"] for site in result.sites}),
@@ -109,15 +110,11 @@ def _accuracy(result: DemoResult) -> str:
 
 def _prediction(result: DemoResult) -> dict[str, Any] | None:
     """The cost model's milliseconds over the merged model beside the measured ones."""
-    predicted: Mapping[str, Any] | None = result.report["facts"].get("prediction")
+    predicted = result.prediction
     if predicted is None:
         return None
-    served = result.served
     return {
-        "rows": [
-            ("LoRA", predicted["lora_seconds"] * 1e3, served.overhead(LORA) * 1e3),
-            ("ccm", predicted["routed_seconds"] * 1e3, served.overhead(CCM) * 1e3),
-        ],
+        "rows": result.overheads,
         "router_ms": predicted["router_seconds"] * 1e3,
         "flops": predicted["adapter_flops_ratio"],
         "even": predicted["break_even_tokens"],

@@ -54,7 +54,7 @@ _STYLE = {
     "lines.linewidth": 1.8,
 }
 _WIDE, _HALF = 9.6, 4.7  # inches: a page's column, and half of it
-_SMOOTH = 20  # steps that the loss curves average
+SMOOTH = 20  # steps that the loss curves average
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,13 @@ def training_curves(
     for (name, values), colour in zip(losses.items(), (LORA, CCM), strict=True):
         axes[0].plot(smoothed(values), color=colour, label=name)
     axes[0].legend(labelcolor=INK, handlelength=1.2, frameon=False)
-    axes[0].set_title(f"task loss, mean of {_SMOOTH} steps", loc="left")
+    axes[0].set_title("task loss", loc="left")
     for axis, (title, values) in zip(axes[1:], series.items(), strict=True):
         axis.plot(values, color=CCM)
         axis.set_title(title, loc="left")
         if title == "effective rank":
             axis.axhline(budget, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-            axis.set_ylim(bottom=0)
+            axis.set_ylim(0, 1.15 * max(budget, *values))
     for axis in axes:
         axis.set_xlabel("step")
     return _svg(figure, "Training curves")
@@ -180,10 +180,10 @@ def bars(rows: Sequence[Bar], *, unit: str, written: str, zoomed: bool) -> str:
 
 
 def smoothed(values: Sequence[float]) -> NDArray[np.float64]:
-    """The mean of each value and up to `_SMOOTH` − 1 before it."""
+    """The mean of each value and up to `SMOOTH` − 1 before it."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
     ends = np.arange(1, len(sums))
-    starts = np.maximum(ends - _SMOOTH, 0)
+    starts = np.maximum(ends - SMOOTH, 0)
     return np.asarray((sums[ends] - sums[starts]) / (ends - starts))
 
 
