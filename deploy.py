@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import CCM, Budget, resolve_budget, resolve_method
-from .errors import InputError, MethodError, UntrainedGateError
+from .errors import InputError, MethodError, SiteError, UntrainedGateError
 from .models.task_loss import LABEL_NAMES
 from .passes.cost import Workload
 from .passes.deployed import DeployedModel
@@ -129,6 +129,13 @@ def _gated(
         return gated
     config = resolve_method("ccm" if method is None else method)
     check_model(model)
+    if batches is None and not any("lora_" in name for name, _ in model.named_parameters()):
+        raise SiteError(
+            "The model has no adapter to optimize.",
+            given=f"{type(model).__name__} without LoRA",
+            expected="a model that gatefx.prepare returned and you trained, or a PEFT model with LoRA",
+            remedy='call gatefx.prepare(model, method="ccm", budget=6, rank=16, example_inputs=batch), then train',
+        )
     if batches is None:
         raise UntrainedGateError(
             "The model's gates were never trained, and there is no data to fit them on.",

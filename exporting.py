@@ -53,7 +53,8 @@ def export(
             expected="what gatefx.optimize returned",
             remedy="call gatefx.optimize(model, data=calibration) first",
         )
-    signature, example = model.signature, example_for(model.signature)
+    signature = model.signature
+    example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
     levels = (LEVEL,) if model.hard_routers() else ()
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)

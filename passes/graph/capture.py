@@ -233,9 +233,10 @@ def _unlifted(exported: ExportedProgram, names: tuple[str, ...]) -> fx.GraphModu
     }
     graph_module = normalize(source, names, output_names)
     inputs = []
+    names_of_axes: dict[str, str] = {}
     for node in graph_module.graph.find_nodes(op="placeholder"):
         value = node.meta["val"]
-        inputs.append(InputSpec(str(node.target), value.dtype, read_axes(value, bounds)))
+        inputs.append(InputSpec(str(node.target), value.dtype, read_axes(value, bounds, names_of_axes)))
     graph_module.meta["signature"] = Signature(tuple(inputs), output_names)
     return graph_module
 

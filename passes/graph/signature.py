@@ -131,16 +131,23 @@ def constant_size(size: int | torch.SymInt) -> int | None:
     return int(known) if known is not None else None
 
 
-def read_axes(value: Tensor, bounds: Mapping[str, tuple[int, int | None]]) -> tuple[Axis, ...]:
-    """The axes of a symbolic tensor; `bounds` gives each symbol's range."""
+def read_axes(value: Tensor, bounds: Mapping[str, tuple[int, int | None]], names: dict[str, str]) -> tuple[Axis, ...]:
+    """The axes of a symbolic tensor.
+
+    Args:
+        bounds: each symbol's range.
+        names: symbol → the name people read; new symbols are added: "batch", "sequence", then "length_2", …
+    """
     axes = []
-    for size in value.shape:
+    for position, size in enumerate(value.shape):
         known = constant_size(size)
         if known is not None:
             axes.append(Axis(str(known), size=known))
-        else:
-            least, most = bounds.get(str(size), (0, None))
-            axes.append(Axis(str(size), least=least, most=most))
+            continue
+        free = "batch" if position == 0 else "sequence"
+        name = names.setdefault(str(size), free if free not in names.values() else f"length_{len(names)}")
+        least, most = bounds.get(str(size), (0, None))
+        axes.append(Axis(name, least=least, most=most))
     return tuple(axes)
 
 
