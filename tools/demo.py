@@ -7,7 +7,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +15,7 @@ from ..exporting import export, load
 from ..models.hf import quiet, transformers_for
 from ..passes.deployed import DeployedModel
 from ..passes.methods.ccm import GatedModel
+from ..runtime.profile import pinned_threads
 from .console import Stages, messages, output, without_warnings
 from .demo_folder import MARKER, choose_folder, staged
 from .demo_result import TABLE_COLUMNS, DemoResult
@@ -42,10 +42,9 @@ def run_demo(settings: DemoSettings, out: Path | None, default: Path, *, seed: i
     folder = choose_folder(out, default, overwrite=overwrite)
     check_report_packages()
     transformers = transformers_for("the demo")
-    torch.set_num_threads(THREADS)
     stages = Stages(messages(), always=True)
     stages.say(f"gatefx demo: {settings.expectation}; writes {folder}")
-    with without_warnings(), quiet(transformers), staged(folder) as draft:
+    with pinned_threads(THREADS), without_warnings(), quiet(transformers), staged(folder) as draft:
         result = _measure(settings, draft, folder, seed, stages, started)
         with stages.stage("writing the report"):
             (draft / MARKER).write_text(json.dumps(result.to_json(), indent=1) + "\n", encoding="utf-8")
