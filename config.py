@@ -31,6 +31,8 @@ class CCM:
         alpha: LoRA's α; the update is scaled by α/r. None means 2·rank.
         lora_dropout: dropout on the adapter's input while training.
         target_modules: "all-linear", a suffix, several suffixes, or a regular expression (PEFT's rules).
+        exclude_modules: taken out of target_modules again, by the same rules.
+        layers_to_transform: adapt only these layers, by number.
         train_modules: modules trained whole beside the adapters. None means the head (classifier, score, qa_outputs).
 
     Router:
@@ -60,6 +62,8 @@ class CCM:
     alpha: float | None = None
     lora_dropout: float = 0.0
     target_modules: str | tuple[str, ...] = "all-linear"
+    exclude_modules: str | tuple[str, ...] | None = None
+    layers_to_transform: tuple[int, ...] | None = None
     train_modules: tuple[str, ...] | None = None
     pool: Pool = "mean"
     prefix: int | None = None
@@ -85,10 +89,10 @@ class CCM:
             _one_of(field, getattr(self, field), allowed)
         for field, least in _AT_LEAST.items():
             _at_least(field, getattr(self, field), least)
-        if not isinstance(self.target_modules, str):
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
-        if self.train_modules is not None:
-            object.__setattr__(self, "train_modules", tuple(self.train_modules))
+        for field in ("target_modules", "exclude_modules", "layers_to_transform", "train_modules"):
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, field, tuple(value))
         object.__setattr__(self, "buckets", _buckets(self.buckets))
         if not 0.0 <= self.lora_dropout < 1.0:
             raise MethodError("lora_dropout is a probability.", given=repr(self.lora_dropout), expected="0 ≤ p < 1")

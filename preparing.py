@@ -60,7 +60,14 @@ def prepare(
 
 def lora_for(config: CCM) -> AttachLora:
     """The pass that attaches the adapters a config describes."""
-    return AttachLora(config.rank, config.scale_alpha, config.lora_dropout, config.target_modules)
+    return AttachLora(
+        config.rank,
+        config.scale_alpha,
+        config.lora_dropout,
+        config.target_modules,
+        exclude=config.exclude_modules,
+        layers=config.layers_to_transform,
+    )
 
 
 def build_gated(

@@ -76,29 +76,59 @@ def _as_conv1d(node: fx.Node) -> Linear | None:
     return Linear(str(weight.target).rpartition(".")[0], x, outer, weight, int(d_in), int(d_out), transposed=True)
 
 
-def select_targets(linears: tuple[Linear, ...], targets: str | tuple[str, ...]) -> tuple[Linear, ...]:
-    """The linears that PEFT's target rules name: "all-linear" (all but heads and output projections), a full-match
-    regular expression (a string), or names and dotted suffixes (a tuple).
+Names = str | tuple[str, ...]
+
+
+def select_targets(
+    linears: tuple[Linear, ...],
+    targets: Names,
+    *,
+    exclude: Names | None = None,
+    layers: tuple[int, ...] | None = None,
+) -> tuple[Linear, ...]:
+    """The linears that PEFT's target rules name.
+
+    Args:
+        targets: "all-linear" (all but heads and output projections), a regular expression that matches whole paths (a
+            string), or names and dotted suffixes (a tuple).
+        exclude: likewise, taken out again.
+        layers: keep only these layers, by the first number in the path.
 
     Raises:
-        SiteError: nothing matches, or the expression is invalid.
+        SiteError: nothing matches, or an expression is invalid.
     """
     if targets == "all-linear":
         chosen = [linear for linear in linears if not is_output(linear.path)]
-    elif isinstance(targets, str):
-        chosen = [linear for linear in linears if _pattern(targets).fullmatch(linear.path)]
-        chosen = chosen or [linear for linear in linears if _ends_with(linear.path, targets)]
     else:
-        chosen = [linear for linear in linears if any(_ends_with(linear.path, name) for name in targets)]
+        chosen = [linear for linear in linears if _matches(linear.path, targets)]
+    if exclude is not None:
+        chosen = [linear for linear in chosen if not _matches(linear.path, exclude)]
+    if layers is not None:
+        chosen = [linear for linear in chosen if layer_of(linear.path).rpartition(".")[2] in map(str, layers)]
     if not chosen:
-        names = sorted({linear.path.rpartition(".")[2] for linear in linears})
-        raise SiteError(
-            f"No linear layer of the model matches target_modules={targets!r}.",
-            given=repr(targets),
-            expected=f'"all-linear", or names among {", ".join(names) or "none: the model has no linear layer"}',
-            remedy="print the linears with gatefx inspect, or name their last path component",
-        )
+        raise _nothing_matches(linears, targets, exclude, layers)
     return tuple(chosen)
+
+
+def _matches(path: str, names: Names) -> bool:
+    if isinstance(names, str):
+        return bool(_pattern(names).fullmatch(path)) or _ends_with(path, names)
+    return any(_ends_with(path, name) for name in names)
+
+
+def _nothing_matches(
+    linears: tuple[Linear, ...], targets: Names, exclude: Names | None, layers: tuple[int, ...] | None
+) -> SiteError:
+    names = sorted({linear.path.rpartition(".")[2] for linear in linears})
+    given = [f"target_modules={targets!r}"]
+    given += [f"exclude_modules={exclude!r}"] if exclude is not None else []
+    given += [f"layers_to_transform={layers!r}"] if layers is not None else []
+    return SiteError(
+        f"No linear layer of the model matches {given[0]}.",
+        given=", ".join(given),
+        expected=f'"all-linear", or names among {", ".join(names) or "none: the model has no linear layer"}',
+        remedy="name the last path component of the layers to adapt",
+    )
 
 
 def is_output(path: str) -> bool:

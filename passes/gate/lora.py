@@ -32,6 +32,7 @@ class AttachLora(Pass):
     Attributes:
         rank: r; alpha: α, the update is scaled by α/r; dropout: on the branch's input while training.
         targets: PEFT's target rules (see `select_targets`).
+        exclude: likewise, taken out again; layers: only these layer numbers.
         overrides: (path, rank, alpha) of layers that differ, as PEFT's rank_pattern and alpha_pattern say it.
     """
 
@@ -40,6 +41,8 @@ class AttachLora(Pass):
     dropout: float
     targets: str | tuple[str, ...]
     overrides: tuple[tuple[str, int, float], ...] = ()
+    exclude: str | tuple[str, ...] | None = None
+    layers: tuple[int, ...] | None = None
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Attach a branch to every target."""
@@ -56,7 +59,7 @@ class AttachLora(Pass):
         )
         sizes = {path: (rank, alpha) for path, rank, alpha in self.overrides}
         fired, declined = [], []
-        for linear in select_targets(linears, self.targets):
+        for linear in select_targets(linears, self.targets, exclude=self.exclude, layers=self.layers):
             rank, alpha = sizes.get(linear.path, (self.rank, self.alpha))
             reason = "it has an adapter already" if linear.path in taken else _obstacle(linear, rank)
             if reason is not None:

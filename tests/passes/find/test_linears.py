@@ -111,3 +111,21 @@ def test_a_linear_without_bias_and_over_two_axes_is_found(capture_plain: Any) ->
 
     (linear,) = find_linears(capture_plain(Bare()))
     assert (linear.path, linear.d_in, linear.d_out) == ("proj", 12, 6)
+
+
+def test_exclusions_and_layers_narrow_the_targets(linears: Any) -> None:
+    chosen = select_targets(linears, "all-linear", exclude=("query", "pooler.dense"), layers=(1,))
+    assert {linear.path for linear in chosen} == {
+        f"bert.encoder.layer.1.{part}"
+        for part in (
+            "attention.self.key",
+            "attention.self.value",
+            "attention.output.dense",
+            "intermediate.dense",
+            "output.dense",
+        )
+    }
+    with pytest.raises(SiteError, match=r"exclude_modules='\.\*'"):
+        select_targets(linears, ("query",), exclude=".*")
+    with pytest.raises(SiteError, match=r"layers_to_transform=\(7,\)"):
+        select_targets(linears, ("query",), layers=(7,))
