@@ -14,6 +14,12 @@ from ..errors import InputError
 #: Input names that are labels: never inputs of the graph.
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
 
+# transformers' names of losses, by how they are called.
+_CLASSIFICATION = ("ForSequenceClassification", "ForImageClassification", "ForVideoClassification")
+_TOKENS, _SPANS = "ForTokenClassification", "ForQuestionAnswering"
+_LANGUAGE = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration")
+_SPAN_LABELS = ("start_positions", "end_positions")
+
 
 class TaskLoss(Protocol):
     """Outputs by name and labels by name → a scalar."""
@@ -33,17 +39,31 @@ class TransformersLoss:
         """Call transformers' loss with the names it gives its arguments."""
         from transformers.loss.loss_utils import LOSS_MAPPING
 
-        function = LOSS_MAPPING[self.loss_type]
-        if self.loss_type == "ForQuestionAnswering":
+        function: Any = LOSS_MAPPING[self.loss_type]
+        expected = _SPAN_LABELS if self.loss_type == _SPANS else ("labels",)
+        missing = [name for name in expected if name not in labels]
+        if missing:
+            raise InputError(
+                f"The loss misses {', '.join(missing)}.", given=", ".join(labels), expected=", ".join(expected)
+            )
+        if self.loss_type == _SPANS:
             spans = (outputs["start_logits"], outputs["end_logits"])
-            return function(*spans, labels["start_positions"], labels["end_positions"])  # type: ignore[no-any-return]
-        if self.loss_type in ("ForSequenceClassification", "ForTokenClassification"):
-            return function(labels["labels"], outputs["logits"], self.config)  # type: ignore[no-any-return]
+            return _tensor(function(*spans, *(labels[name] for name in _SPAN_LABELS)))
+        logits, wanted = outputs["logits"], labels["labels"]
+        if self.loss_type in _CLASSIFICATION:
+            return _tensor(function(wanted, logits, self.config))
+        if self.loss_type == _TOKENS:
+            return _tensor(function(logits, wanted, self.config))
         if getattr(self.config, "is_encoder_decoder", False):
             # A decoder with an encoder reads labels shifted already; its logits and labels stand in line.
-            return nn.functional.cross_entropy(outputs["logits"].flatten(0, -2), labels["labels"].flatten())
-        vocabulary = outputs["logits"].shape[-1]
-        return function(outputs["logits"], labels["labels"], vocab_size=vocabulary)  # type: ignore[no-any-return]
+            return nn.functional.cross_entropy(logits.flatten(0, -2), wanted.flatten())
+        return _tensor(function(logits, wanted, vocab_size=logits.shape[-1]))
+
+
+def _tensor(value: Any) -> Tensor:
+    """What an untyped loss function returned."""
+    loss: Tensor = value
+    return loss
 
 
 @dataclass(frozen=True)
@@ -81,7 +101,9 @@ def task_loss_of(model: nn.Module) -> TaskLoss:
     """The loss that belongs to a model: transformers' for its models (PEFT-wrapped or not), else none."""
     inner = base_model(model)
     loss_type = getattr(inner, "loss_type", None)
-    if isinstance(loss_type, str):
+    if loss_type is None and type(inner).__name__.endswith("LMHeadModel"):
+        loss_type = "ForCausalLM"  # GPT-2's name says it in another way
+    if loss_type in (*_CLASSIFICATION, _TOKENS, _SPANS, *_LANGUAGE):
         return TransformersLoss(loss_type, copy.deepcopy(model_config(model)))
     return NoLoss(type(inner).__name__)
 
