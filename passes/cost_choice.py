@@ -13,8 +13,8 @@ from ..errors import BudgetError, InputError, SiteError
 from .cost_constants import EngineConstants
 from .cost_model import Figures, Form, site_figures
 
-TIE = 0.01
-"""Differences below this share go to `masked`: it is the simpler graph, and no measurement here resolves less."""
+TIE = 0.1
+"""Differences below this share go to `masked`: it is the simpler graph, and predictions are no nearer than that."""
 
 
 @dataclass(frozen=True)

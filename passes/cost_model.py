@@ -135,8 +135,14 @@ def _add() -> Node:
     return _move("add to the frozen layer's output", B * T * D_OUT, 3 * B * T * D_OUT)
 
 
+#: What the operator's function body does besides arithmetic, each a node of B·r numbers or fewer on (B, r) indices:
+#: count, reduce and cut the listed directions (7), weigh them (4), flatten and restore the token axes (4).
+_BOOKKEEPING = 15
+
+
 def _gathered_nodes() -> tuple[Node, ...]:
     return (
+        *(_move(f"list the active ranks ({step + 1})", ZERO, 2 * B * R) for step in range(_BOOKKEEPING)),
         _move("gather rows of A", ZERO, 2 * B * K * D),
         _move("gather columns of B", ZERO, 2 * B * K * D_OUT),
         # Examples with fewer active ranks than the batch's largest carry slots that must stay silent: the
