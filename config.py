@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -89,10 +90,16 @@ class CCM:
             _one_of(field, getattr(self, field), allowed)
         for field, least in _AT_LEAST.items():
             _at_least(field, getattr(self, field), least)
+        if self.alpha is not None and not _is_number(self.alpha, above=0):
+            raise MethodError("ccm's alpha is out of range.", given=f"alpha={self.alpha!r}", expected="more than 0")
+        if self.coverage_rate > 1:
+            raise MethodError(
+                "ccm's coverage_rate is out of range.", given=f"coverage_rate={self.coverage_rate!r}", expected="0 to 1"
+            )
         for field in ("target_modules", "exclude_modules", "layers_to_transform", "train_modules"):
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
-                object.__setattr__(self, field, tuple(value))
+                object.__setattr__(self, field, _several(field, value))
         object.__setattr__(self, "buckets", _buckets(self.buckets))
         if not 0.0 <= self.lora_dropout < 1.0:
             raise MethodError("lora_dropout is a probability.", given=repr(self.lora_dropout), expected="0 ≤ p < 1")
@@ -134,6 +141,8 @@ _AT_LEAST: dict[str, float] = {
     "smoothness": 0,
     "coverage_rate": 0,
 }
+_OPTIONAL = ("prefix", "d_router")
+_WHOLE = ("rank", "prefix", "d_router", "k_min")
 
 
 def _one_of(field: str, value: object, allowed: tuple[str, ...]) -> None:
@@ -143,17 +152,34 @@ def _one_of(field: str, value: object, allowed: tuple[str, ...]) -> None:
 
 
 def _at_least(field: str, value: float | None, least: float) -> None:
-    if value is None:
+    if value is None and field in _OPTIONAL:
         return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= least:
-        raise MethodError(f"ccm's {field} is out of range.", given=f"{field}={value!r}", expected=f"at least {least}")
+    whole = field in _WHOLE
+    if not _is_number(value, above=None) or value is None or value < least or (whole and not isinstance(value, int)):
+        kind = "an integer, " if whole else ""
+        raise MethodError(
+            f"ccm's {field} is out of range.", given=f"{field}={value!r}", expected=f"{kind}at least {least}"
+        )
+
+
+def _is_number(value: object, *, above: float | None) -> bool:
+    """Whether a value is a finite number (no bool), and more than `above`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        return False
+    return above is None or value > above
+
+
+def _several(field: str, value: object) -> tuple[object, ...]:
+    if not isinstance(value, Iterable):
+        raise MethodError(f"ccm's {field} is out of range.", given=f"{field}={value!r}", expected="one name or several")
+    return tuple(value)
 
 
 def _buckets(values: tuple[int, ...]) -> tuple[int, ...]:
-    ordered = tuple(sorted(set(values)))
-    if not ordered or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in ordered):
+    listed = tuple(values) if isinstance(values, Iterable) else ()
+    if not listed or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in listed):
         raise MethodError("buckets are rank counts.", given=repr(values), expected="positive integers, e.g. (2, 4, 8)")
-    return ordered
+    return tuple(sorted(set(listed)))
 
 
 def resolve_method(method: object) -> CCM:
