@@ -88,7 +88,10 @@ def build_gated(
     """
     check_model(model)
     captured = capture(model, example_inputs, share_frozen=share_frozen)
-    has_adapters = bool(find_sites(captured.graph_module)[0])
+    sites, misses = find_sites(captured.graph_module)
+    has_adapters = bool(sites)
+    if misses and not sites:
+        largest_rank(captured.graph_module)  # raises: new adapters beside the user's own would be another model
     if not has_adapters and lora is not None:
         resolve_budget(budget, limit=max([lora.rank, *(rank for _, rank, _ in lora.overrides)]))
     attach = () if has_adapters or lora is None else (lora,)
