@@ -44,7 +44,7 @@ types: $(VENV)/.fresh
 	cd .typecheck && "$(abspath $(BIN))/mypy" --python-executable "$(abspath $(BIN))/python" --config-file ../pyproject.toml $(TYPED)
 
 TYPED := -p gatefx.passes -p gatefx.models -p gatefx.runtime -p gatefx.tools \
-	$(foreach module,__init__ config deploy errors exporting preparing progress saving,-m gatefx.$(module))
+	-m gatefx $(foreach module,config deploy errors exporting preparing progress saving,-m gatefx.$(module))
 
 clean:
 	rm -rf $(VENV) .typecheck build *.egg-info

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from gatefx.passes.cost import (
     ActiveRank,
     Form,
@@ -15,8 +18,6 @@ from gatefx.passes.cost import (
 )
 from gatefx.passes.cost_choice import TIE
 from gatefx.passes.cost_model import site_figures
-from hypothesis import given
-from hypothesis import strategies as st
 
 SIZES = st.integers(1, 4096)
 ENGINES = st.sampled_from(["onnxruntime", "torch"]).map(default_constants)

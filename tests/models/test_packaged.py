@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+
 from gatefx.errors import InputError
 from gatefx.models import packaged, packaged_text
 from gatefx.models.packaged import MODELS, LabelledText, PackagedDataError, batches, checkpoint, encoder, sentences

@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
 from gatefx.models import packaged_cache
 from gatefx.models.packaged_cache import Package, PackagedDataError, cache_folder, cached, packaged_path
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from gatefx.errors import InputError
-from gatefx.models.packaged import PackagedDataError, batches, sentences
 from hypothesis import given
 from hypothesis import strategies as st
+
+from gatefx.errors import InputError
+from gatefx.models.packaged import PackagedDataError, batches, sentences
 
 
 class LetterTokenizer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from gatefx.errors import InputError
 from gatefx.models.tiny import FAMILIES, tiny, tiny_inputs
 

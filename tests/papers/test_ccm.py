@@ -1,4 +1,4 @@
-"""CCM-LoRA's equations in numpy, as the paper prints them, against the code; hard-concrete too (Louizos et al. 2018)."""
+"""CCM-LoRA in numpy, as the paper prints its equations, against the code; hard-concrete too (Louizos et al. 2018)."""
 
 from __future__ import annotations
 

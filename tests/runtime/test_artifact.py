@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from gatefx.errors import ArtifactError
 from gatefx.runtime.artifact import Artifact, ArtifactWriter
 

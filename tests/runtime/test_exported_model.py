@@ -10,6 +10,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from torch import Tensor, nn
+from transformers.exporters.base import ExportedModel
+from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
+
 from gatefx.errors import GatefxError, InputError, MissingDependencyError
 from gatefx.models.tiny import tiny
 from gatefx.passes.lower.onnx import lower_to_onnx, save_onnx
@@ -17,9 +21,6 @@ from gatefx.runtime.artifact import ArtifactWriter
 from gatefx.runtime.exported_model import write_exported_model_files
 from gatefx.runtime.ops.schema import gated_lora
 from gatefx.runtime.sessions.onnxruntime import OnnxSession
-from torch import Tensor, nn
-from transformers.exporters.base import ExportedModel
-from transformers.modeling_outputs import SequenceClassifierOutput, TokenClassifierOutput
 
 RANK = 4
 TABLE = [[1, 3.0], [2, 0.0], [4, -3.0]]

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from gatefx.errors import ArtifactError
 from gatefx.runtime.manifest import is_inside, seal, unseal
 

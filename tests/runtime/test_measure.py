@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from gatefx.errors import InputError
 from gatefx.runtime import measure
 from gatefx.runtime.probes import ACTIVE_RANKS, DOWN_RANKS, NODES_OF_TINY_SITE, RANK, Kernel, probes

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+
 from gatefx.errors import InputError
 from gatefx.runtime.energy import energy_per_call
 from gatefx.runtime.profile import Timing, compare, pinned_threads, ratios

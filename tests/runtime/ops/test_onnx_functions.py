@@ -5,9 +5,10 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
+
 from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, function_protos
 from gatefx.runtime.ops.reference import gated_lora_reference
-from onnx.reference import ReferenceEvaluator
 
 NAMES = ["base", "x", "lora_a", "lora_b", "indices", "scale"]
 RANK = 4

@@ -5,12 +5,13 @@ import sys
 
 import pytest
 import torch
-from gatefx.errors import InputError
-from gatefx.runtime.ops.reference import gated_lora_reference
-from gatefx.runtime.ops.schema import active_mask, gated_lora
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from gatefx.errors import InputError
+from gatefx.runtime.ops.reference import gated_lora_reference
+from gatefx.runtime.ops.schema import active_mask, gated_lora
 
 Arguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -10,10 +10,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import TensorProto, helper
+
 from gatefx.errors import ArtifactError, BudgetError, InputError, MissingDependencyError, ProviderError
 from gatefx.runtime.artifact import ArtifactWriter
 from gatefx.runtime.sessions.onnxruntime import OnnxSession
-from onnx import TensorProto, helper
 
 TABLE = {"initializer": "gate.coverage", "table": [[1, 0.1], [4, 0.7], [8, 1.0]]}
 
