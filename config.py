@@ -90,17 +90,20 @@ class CCM:
             _one_of(field, getattr(self, field), allowed)
         for field, least in _AT_LEAST.items():
             _at_least(field, getattr(self, field), least)
+        for field in ("target_modules", "exclude_modules", "layers_to_transform", "train_modules"):
+            value = getattr(self, field)
+            if value is not None and not isinstance(value, str):
+                object.__setattr__(self, field, _several(field, value))
+        object.__setattr__(self, "buckets", _buckets(self.buckets))
+        self._check_ranges()
+
+    def _check_ranges(self) -> None:
         if self.alpha is not None and not _is_number(self.alpha, above=0):
             raise MethodError("ccm's alpha is out of range.", given=f"alpha={self.alpha!r}", expected="more than 0")
         if self.coverage_rate > 1:
             raise MethodError(
                 "ccm's coverage_rate is out of range.", given=f"coverage_rate={self.coverage_rate!r}", expected="0 to 1"
             )
-        for field in ("target_modules", "exclude_modules", "layers_to_transform", "train_modules"):
-            value = getattr(self, field)
-            if value is not None and not isinstance(value, str):
-                object.__setattr__(self, field, _several(field, value))
-        object.__setattr__(self, "buckets", _buckets(self.buckets))
         if not 0.0 <= self.lora_dropout < 1.0:
             raise MethodError("lora_dropout is a probability.", given=repr(self.lora_dropout), expected="0 ≤ p < 1")
         if not 0.0 < self.temperature_min <= self.temperature:
