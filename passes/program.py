@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,16 @@ class Answer(dict[str, Tensor]):
         return tuple(self.values())
 
 
+class _Forward:
+    """`forward`: of a program, a call whose signature lists its inputs; of the class, one that lists the labels.
+
+    The HF Trainer looks in both places.
+    """
+
+    def __get__(self, program: GraphProgram | None, owner: type | None = None) -> Callable[..., Answer]:
+        return _forward if program is None else _NamedCall(program)
+
+
 class GraphProgram(nn.Module):
     """A graph module with a signature, called by input name.
 
@@ -42,17 +52,14 @@ class GraphProgram(nn.Module):
         report: what happened to the graph so far.
     """
 
+    forward = _Forward()
+
     def __init__(self, graph_module: fx.GraphModule, *, loss: TaskLoss, model_config: Any, report: Report) -> None:
         super().__init__()
         self.graph_module = graph_module
         self.loss = loss
         self.config = model_config
         self.report = report
-
-    @property
-    def forward(self) -> _NamedCall:  # type: ignore[override]  # a callable whose signature names the inputs
-        """The call by input name; its signature lists the inputs, as the HF Trainer expects of a model."""
-        return _NamedCall(self)
 
     @property
     def signature(self) -> Signature:
@@ -98,3 +105,16 @@ class _NamedCall:
         if len(positional) > len(names):
             raise InputError(f"The model takes {len(names)} inputs.", given=f"{len(positional)} positional inputs")
         return self._program.answer({**dict(zip(names, positional, strict=False)), **inputs})
+
+
+def _forward(
+    program: GraphProgram,
+    *positional: Tensor,
+    labels: Tensor | None = None,
+    start_positions: Tensor | None = None,
+    end_positions: Tensor | None = None,
+    **inputs: object,
+) -> Answer:
+    """Call a program by input name."""
+    given = {"labels": labels, "start_positions": start_positions, "end_positions": end_positions}
+    return _NamedCall(program)(*positional, **given, **inputs)
