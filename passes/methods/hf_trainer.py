@@ -58,15 +58,19 @@ class GateCallback(TrainerCallback):  # type: ignore[misc]  # transformers' clas
         if logs is None or "loss" not in logs or self.schedule is None or not self.schedule.history:
             return
         row = self.schedule.history[-1]
-        logs.update(
-            effective_rank=row.ranks.mean,
-            effective_rank_p90=row.ranks.p90,
-            gate_entropy=row.entropy,
-            gate_temperature=row.temperature,
-            gate_coverage=row.coverage,
-            gate_penalty=row.penalty,
-            gate_collapse_rate=self.schedule.collapse_rate(),
-        )
+        gates = {
+            "effective_rank": row.ranks.mean,
+            "effective_rank_p90": row.ranks.p90,
+            "gate_entropy": row.entropy,
+            "gate_temperature": row.temperature,
+            "gate_coverage": row.coverage,
+            "gate_penalty": row.penalty,
+            "gate_collapse_rate": self.schedule.collapse_rate(),
+        }
+        logs.update(gates)
+        # The Trainer has put a copy of the row into its history by now.
+        if state.log_history and state.log_history[-1].get("loss") == logs["loss"]:
+            state.log_history[-1].update(gates)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
