@@ -107,9 +107,7 @@ def test_the_adapter_is_peft_s_own(gated: GatedModel, folder: Path) -> None:
     "options",
     [
         {"rank_pattern": {"layer.1.attention.self.query": 7}, "alpha_pattern": {"value": 3}},
-        {"use_rslora": True},
-        {"modules_to_save": ["classifier"]},
-        {"lora_dropout": 0.2},
+        {"use_rslora": True, "modules_to_save": ["classifier"], "lora_dropout": 0.2},
     ],
 )
 def test_peft_s_options_survive_saving(options: Any, tmp_path: Path) -> None:
