@@ -39,7 +39,7 @@ class DemoSettings:
     served: int = 32
 
 
-FULL = DemoSettings("minilm-l6", 4000, 2, 512, None, 20, "about five minutes on two cores")
+FULL = DemoSettings("minilm-l6", 4000, 1, 512, None, 12, "three to five minutes on two cores")
 FAST = DemoSettings("minilm-l3", 768, 1, 256, 512, 10, "about a minute on two cores")
 
 
