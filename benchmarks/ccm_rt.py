@@ -2,9 +2,11 @@
 
     python benchmarks/ccm_rt.py train OUT [--seeds 0 1 2] [--model minilm-l6] [--sentences 6000] [--epochs 2]
     python benchmarks/ccm_rt.py score OUT
+    python benchmarks/ccm_rt.py distill OUT [--seeds 0] [--steps 300]
 
 `train` trains both with one recipe (AdamW 1e-3 linear, batch 32 by length, α=32, all linears) and keeps what it
-trained under OUT; LoRA is PEFT's own. `score` deploys, exports, and prints accuracy on all test sentences.
+trained under OUT; LoRA is PEFT's own. `score` deploys, exports, and prints accuracy on all test sentences. `distill`
+gates the trained PEFT LoRA without training it: routers alone, on 1,024 unlabelled training sentences.
 """
 
 from __future__ import annotations
@@ -116,17 +118,33 @@ def run_scoring(args: argparse.Namespace) -> None:
         )
 
 
+def run_distilling(args: argparse.Namespace) -> None:
+    print("| seed | LoRA r=16 | the same adapter, routers distilled | seconds | notes |")
+    print("|---|---|---|---|---|")
+    for seed in args.seeds:
+        model, tokenizer = encoder(args.model, num_labels=2, seed=seed)
+        adapted = PeftModel.from_pretrained(model, str(args.out / f"lora-{seed}")).eval()
+        texts, _ = sample(seed, 1024)
+        started = time.perf_counter()
+        data = batches(tokenizer, texts, batch_size=32, seed=seed)
+        fast = gatefx.optimize(adapted, budget=6, data=data, distill_steps=args.steps)
+        seconds = time.perf_counter() - started
+        scores = f"{accuracy(adapted, tokenizer):.4f} | {accuracy(fast, tokenizer):.4f}"
+        print(f"| {seed} | {scores} | {seconds:.0f} | {'; '.join(fast.report.notes)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=["train", "score"])
+    parser.add_argument("step", choices=["train", "score", "distill"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--model", default="minilm-l6")
     parser.add_argument("--sentences", type=int, default=6000)
     parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=300)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"train": run_training, "score": run_scoring}[args.step](args)
+    {"train": run_training, "score": run_scoring, "distill": run_distilling}[args.step](args)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ routing cannot pay.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from ...config import CCM
 from ...models.gates import HardRankRouter, RankRouter
 from ..compact.ranks import CompactRanks
+from ..contract import Pass
 from ..cost import ActiveRank, Form, RouterShape, SiteShape, Workload, choose_forms, default_constants, predict
 from ..deployed import DeployedModel, DeployedSite
 from ..find.adapters import AdapterSite, find_sites
@@ -27,6 +28,7 @@ from ..harden.freeze import FreezeRegularization
 from ..harden.rank_router import HardenRankRouters
 from ..harden.static_gates import FreezeStaticGates, open_every_gate
 from ..pipeline import Pipeline
+from ..report import PassReport
 from ..simplify.fold_adapters import FoldAdapters
 from .ccm import GatedModel, routers_of
 
@@ -85,43 +87,53 @@ def deploy_ccm(
 ) -> DeployedModel:
     """Harden, compact and simplify a trained model. The model is not changed, but its tensors are shared."""
     model.graph_module.eval()
-    frozen = FreezeRegularization()(model.graph_module, verify=options.verify)
-    calibration, level, notes = _level(model, frozen.graph_module, budget, data, options)
+    frozen = _Chain(model.graph_module, options.verify).then(FreezeRegularization())
+    calibration, level, notes = _level(model, frozen.graph, budget, data, options)
     buckets = model.method.buckets if calibration is None else calibration.buckets
-    harden = HardenRankRouters(level, rule_of(model.method), buckets)
-    assumed = Pipeline((harden,), assumes=("FreezeRegularization",))
-    hardened = assumed(frozen.graph_module, verify=options.verify)
-    reference = hardened.graph_module
-    routed, static = _split(reference, calibration, options)
-    plain = FreezeStaticGates(static)(reference, verify=options.verify)
+    hardened = frozen.then(HardenRankRouters(level, rule_of(model.method), buckets))
+    routed, static = _split(hardened.graph, calibration, options)
     names = tuple(name for name, _ in static)
-    fold = FoldAdapters(names if options.fold is not False else ())
-    folded = fold(plain.graph_module, verify=options.verify)
-    forms, facts, verdict = _choose(reference, routed, calibration, options)
+    plain = hardened.then(FreezeStaticGates(static))
+    folded = plain.then(FoldAdapters(names if options.fold is not False else ()))
+    forms, facts, verdict = _choose(hardened.graph, routed, calibration, options)
+    forms |= dict.fromkeys(folded.reports[-1].fired, str(Form.MERGED))
     gathered = tuple(name for name, form in forms.items() if form == Form.GATHERED)
-    compact = Pipeline((CompactRanks(gathered),), assumes=("FreezeRegularization", "HardenRankRouters"))
-    compacted = compact(folded.graph_module, verify=options.verify)
-    merged = set(folded.reports[0].fired)
-    rows = []
-    for site in find_sites(reference)[0]:
-        mean = calibration.site_ranks.get(site.name, budget) if calibration else budget
-        form = "merged" if site.name in merged else str(forms.get(site.name, "lora"))
-        rows.append(_row(site, form, min(mean, site.rank)))
-    results = (frozen, hardened, plain, folded, compacted)
-    report = model.report.extended(
-        *(row for result in results for row in result.reports), notes=(*notes, *verdict), facts=facts
-    )
+    compacted = folded.then(CompactRanks(gathered))
     return DeployedModel(
-        compacted.graph_module,
-        reference,
+        compacted.graph,
+        hardened.graph,
         method=model.method,
         budget=budget,
-        sites=tuple(rows),
+        sites=tuple(_rows(hardened.graph, forms, calibration, budget)),
         calibration=calibration,
         loss=model.loss,
         model_config=model.config,
-        report=report,
+        report=model.report.extended(*compacted.reports, notes=(*notes, *verdict), facts=facts),
     )
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """A graph, what ran on it so far, and the reports of that."""
+
+    graph: fx.GraphModule
+    verify: bool
+    reports: tuple[PassReport, ...] = ()
+
+    def then(self, item: Pass) -> _Chain:
+        """The chain after one more pass, whose place in the order is checked."""
+        pipeline = Pipeline((item,), assumes=tuple(report.name for report in self.reports))
+        result = pipeline(self.graph, verify=self.verify)
+        return _Chain(result.graph_module, self.verify, (*self.reports, *result.reports))
+
+
+def _rows(
+    reference: fx.GraphModule, forms: Mapping[str, str], calibration: Calibration | None, budget: float
+) -> Iterator[DeployedSite]:
+    """Every site of the masked graph, with the form it took."""
+    for site in find_sites(reference)[0]:
+        mean = calibration.site_ranks.get(site.name, budget) if calibration else budget
+        yield _row(site, forms.get(site.name, str(Form.LORA)), min(mean, site.rank))
 
 
 def rule_of(config: CCM) -> str:
