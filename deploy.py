@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import CCM, Budget, resolve_budget, resolve_method
+from .config import CCM, Budget, resolve_method
 from .errors import InputError, MethodError, SiteError, UntrainedGateError
 from .models.task_loss import LABEL_NAMES
 from .passes.cost import Workload
@@ -18,7 +19,7 @@ from .passes.deployed import DeployedModel
 from .passes.harden.distill import distill_gates
 from .passes.methods.ccm import GatedModel
 from .passes.methods.ccm_deploy import DeployOptions, deploy_all_ranks, deploy_ccm
-from .preparing import build_gated, check_model, largest_rank
+from .preparing import build_gated, check_model, largest_rank, resolve_sites_budget
 from .saving import load_gates
 
 _NO_TOKENS = 1
@@ -65,10 +66,11 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
         GatefxError: no adapters, untrained gates without data, a budget or option that makes no sense.
     """
     _check_choices(engine, forms)
+    _check_counts(workload, distill_steps)
     batches = _checked_batches(data)
     gated = _gated(model, method, budget, batches, gates)
     limit = largest_rank(gated.graph_module)
-    wanted = gated.budget if budget is None else resolve_budget(budget, limit=limit)
+    wanted = gated.budget if budget is None else resolve_sites_budget(budget, gated.graph_module)
     options = DeployOptions(
         workload=_workload(workload, batches), engine=engine, fold=fold, freeze_static=freeze_static, forms=forms,
         verify=verify, show=progress,
@@ -89,6 +91,18 @@ def _check_choices(engine: str, forms: str | None) -> None:
             raise MethodError(f"There is no {name} {value!r}.", given=f"{name}={value!r}", expected=str(allowed))
 
 
+def _check_counts(workload: object, distill_steps: object) -> None:
+    pair = workload if isinstance(workload, (tuple, list)) else ()
+    if workload is not None and not (len(pair) == 2 and all(_is_count(size) for size in pair)):  # noqa: PLR2004
+        raise InputError("workload is (batch, tokens).", given=repr(workload), expected="two positive integers")
+    if not _is_count(distill_steps):
+        raise InputError("distill_steps counts steps.", given=repr(distill_steps), expected="a positive integer")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _checked_batches(data: Batches | None) -> list[dict[str, Tensor]] | None:
     """The batches as lists of tensors by name, labels dropped.
 
@@ -104,7 +118,13 @@ def _checked_batches(data: Batches | None) -> list[dict[str, Tensor]] | None:
     for batch in data:
         if not isinstance(batch, Mapping):
             raise InputError("A batch of data is no mapping.", given=type(batch).__name__, expected=expected)
-        batches.append({k: v for k, v in batch.items() if k not in LABEL_NAMES and isinstance(v, Tensor)})
+        inputs = {name: value for name, value in batch.items() if name not in LABEL_NAMES}
+        odd = [f"{name}: {type(value).__name__}" for name, value in inputs.items() if not isinstance(value, Tensor)]
+        if odd or not inputs:
+            raise InputError(
+                "A batch of data holds something else than tensors.", given=", ".join(odd) or "{}", expected=expected
+            )
+        batches.append(inputs)
     if not batches:
         raise InputError("data holds no batch.", given="an empty iterable", expected=expected)
     return batches
@@ -121,11 +141,8 @@ def _gated(
     if isinstance(model, DeployedModel):
         raise InputError("The model is deployed already.", given="DeployedModel", expected="a gated or a PEFT model")
     if isinstance(model, GatedModel):
-        config = model.method if method is None else resolve_method(method)
-        if method is not None and not isinstance(method, CCM):
-            config = model.method
         gated = _detached(model)
-        gated.method = config
+        gated.method = _deploying(model.method, method)
         return gated
     config = resolve_method("ccm" if method is None else method)
     check_model(model)
@@ -151,6 +168,26 @@ def _gated(
     return gated
 
 
+def _deploying(trained: CCM, method: str | CCM | None) -> CCM:
+    """The config to deploy with: the trained one, in which a given config may change what only deployment reads.
+
+    Raises:
+        MethodError: a config that the model was not trained with.
+    """
+    if method is None or resolve_method(method) is not method:
+        return trained
+    config = resolve_method(method)
+    if dataclasses.replace(config, buckets=trained.buckets) != trained:
+        names = [f.name for f in dataclasses.fields(CCM) if getattr(config, f.name) != getattr(trained, f.name)]
+        raise MethodError(
+            "The model was trained with other options.",
+            given=", ".join(f"{name}={getattr(config, name)!r}" for name in names),
+            expected=", ".join(f"{name}={getattr(trained, name)!r}" for name in names),
+            remedy="leave method out, or change only buckets",
+        )
+    return config
+
+
 def _detached(model: GatedModel) -> GatedModel:
     """A copy that shares frozen tensors and owns those that may go on training."""
     shared: dict[int, object] = {id(p): p for p in model.parameters() if not p.requires_grad}
@@ -172,6 +209,13 @@ def _fit(
             remedy="call schedule.step() after each optimiser step while training, or pass data=[batch, …]",
         )
     for router in gated.routers():
+        if router.has_moved():
+            raise UntrainedGateError(
+                "The routers were trained without their schedule, so nothing drove them to the budget.",
+                given="trained router weights, 0 schedule steps",
+                expected="schedule.step() after each optimiser step",
+                remedy="train with schedule = gated.schedule(total_steps), or gatefx.GateCallback in the HF Trainer",
+            )
         router.budget = budget
     with torch.enable_grad():
         quality = distill_gates(gated, batches, steps=steps, show=progress)

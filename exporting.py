@@ -6,6 +6,8 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .errors import InputError, MethodError
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import Signature, example_for
@@ -46,12 +48,24 @@ def export(
         raise MethodError(
             f"There is no backend {backend!r}.", given=f"backend={backend!r}", expected=", ".join(map(repr, _BACKENDS))
         )
+    if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
+        raise InputError(
+            "The tokenizer cannot be saved.", given=repr(tokenizer), expected="a tokenizer object of transformers"
+        )
     if not isinstance(model, DeployedModel):
         raise InputError(
             "Only a deployed model can be exported.",
             given=type(model).__name__,
             expected="what gatefx.optimize returned",
             remedy="call gatefx.optimize(model, data=calibration) first",
+        )
+    odd = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32})
+    if odd:
+        raise InputError(
+            "Only float32 models are exported: ONNX Runtime's CPU kernels miss operators for other types.",
+            given=f"parameters of {', '.join(odd).replace('torch.', '')}",
+            expected="float32",
+            remedy="deploy a float32 model: gatefx.optimize(gated.float(), data=…)",
         )
     signature = model.signature
     example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from torch import Tensor, fx, nn
 
 from .config import CCM, Budget, resolve_budget, resolve_method
-from .errors import InputError, SiteError
+from .errors import BudgetError, InputError, SiteError
 from .models.families import HEAD_MODULES
 from .models.task_loss import CustomLoss, model_config, task_loss_of
 from .passes.find.adapters import find_sites
@@ -67,6 +67,7 @@ def lora_for(config: CCM) -> AttachLora:
         config.target_modules,
         exclude=config.exclude_modules,
         layers=config.layers_to_transform,
+        whole=config.train_modules or (),
     )
 
 
@@ -92,11 +93,13 @@ def build_gated(
     has_adapters = bool(sites)
     if misses and not sites:
         largest_rank(captured.graph_module)  # raises: new adapters beside the user's own would be another model
+    if not sites:
+        _refuse_sleeping_adapters(model)
     if not has_adapters and lora is not None:
         resolve_budget(budget, limit=max([lora.rank, *(rank for _, rank, _ in lora.overrides)]))
     attach = () if has_adapters or lora is None else (lora,)
     attached = Pipeline(attach)(captured.graph_module, verify=verify)
-    ranks = resolve_budget(budget, limit=largest_rank(attached.graph_module))
+    ranks = resolve_sites_budget(budget, attached.graph_module)
     gated = InsertRankRouter(config, ranks)(attached.graph_module, verify=verify)
     set_trainable(gated.graph_module, config)
     return GatedModel(
@@ -142,6 +145,38 @@ def largest_rank(graph_module: fx.GraphModule) -> int:
         remedy='call gatefx.prepare(model, method="ccm", budget=6, rank=16, example_inputs=batch), '
         "or name other target_modules",
     )
+
+
+def resolve_sites_budget(budget: Budget, graph_module: fx.GraphModule) -> float:
+    """The budget in ranks, out of the largest rank. Where ranks differ, a mean over the sites cannot be any number.
+
+    Raises:
+        SiteError: no sites; BudgetError: no budget, or one above the mean rank of the sites that does not keep all.
+    """
+    limit = largest_rank(graph_module)
+    ranks = resolve_budget(budget, limit=limit)
+    sites, _ = find_sites(graph_module)
+    mean = sum(site.rank for site in sites) / len(sites)
+    if mean < ranks < limit:
+        raise BudgetError(
+            f"The budget asks for {ranks:g} ranks on average where the sites have {mean:g} on average.",
+            given=f"budget={budget!r}, sites of rank {min(site.rank for site in sites)} to {limit}",
+            expected=f"at most {mean:g} ranks, or 100% to keep all",
+            remedy="pass a smaller budget: it is the mean over sites of the ranks an example gets",
+        )
+    return ranks
+
+
+def _refuse_sleeping_adapters(model: nn.Module) -> None:
+    """A PEFT model whose adapters are merged or disabled has none in its graph; attaching others is another model."""
+    named = [name for name, _ in model.named_parameters() if ".lora_A." in name]
+    if named:
+        raise SiteError(
+            "The model's adapters take no part in its forward: they are merged or disabled.",
+            given=f"{len(named)} adapters, such as {named[0]}",
+            expected="active, unmerged adapters",
+            remedy="call model.unmerge_adapter() or model.base_model.enable_adapter_layers() first",
+        )
 
 
 def set_trainable(graph_module: fx.GraphModule, config: CCM) -> None:

@@ -15,7 +15,7 @@ from .errors import ArtifactError
 from .passes.find.adapters import find_sites
 from .passes.gate.lora import AttachLora
 from .passes.methods.ccm import GatedModel
-from .passes.methods.ccm_files import ADAPTER_FILE, GATES_FILE, KIND, PEFT_PREFIX, without_wrapper
+from .passes.methods.ccm_files import ADAPTER_FILE, GATES_FILE, KIND, PEFT_PREFIX, plain_name, without_wrapper
 from .preparing import build_gated
 from .runtime.artifact import Artifact
 
@@ -64,7 +64,9 @@ def from_pretrained(
     for router in gated.routers():
         router.budget = gated.budget
     _check_sites(gated, artifact)
-    _assign(gated.graph_module, load_file(artifact.file(GATES_FILE)), folder)
+    names = {plain_name(name): name for name, _ in gated.graph_module.named_parameters() if ".lora_" not in name}
+    trained = {names.get(name, name): tensor for name, tensor in load_file(artifact.file(GATES_FILE)).items()}
+    _assign(gated.graph_module, trained, folder)
     _assign_adapter(gated.graph_module, load_file(artifact.file(ADAPTER_FILE)), folder)
     return gated
 

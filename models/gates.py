@@ -19,6 +19,7 @@ from .gate_functions import (
 from .pooling import StatePool
 
 _MOMENTUM = 0.9
+_MOVED = 3e-5  # share of the weights' sum: casts to half precision stay below it, optimiser steps do not
 _LEAST_COVERAGE = 1e-6  # and the most is this short of one, where log(1 − c) still is finite in float32
 
 
@@ -80,6 +81,7 @@ class RankRouter(nn.Module):
         self.register_buffer("running_rank", torch.tensor(float(budget)))
         self.record: GateRecord | None = None
         self._initialise()
+        self._initial = self._fingerprint()
 
     def _initialise(self) -> None:
         """Xavier weights; a last bias that opens `budget` ranks on average (appendix B.2)."""
@@ -90,6 +92,13 @@ class RankRouter(nn.Module):
             share = min(self.budget / self.max_rank, 1 - 1e-3)
             offset = hard_concrete_offset(self.config.temperature) if self.config.gate == "hard_concrete" else 0.0
             nn.init.constant_(self.heads.bias, float(torch.logit(torch.tensor(share))) + offset)
+
+    def _fingerprint(self) -> float:
+        return float(self.heads.weight.detach().double().abs().sum())
+
+    def has_moved(self) -> bool:
+        """Whether the weights are no longer those the router was initialised with."""
+        return abs(self._fingerprint() - self._initial) > _MOVED * abs(self._initial)
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the last batch's record behind: it holds a graph of gradients."""

@@ -104,7 +104,10 @@ class DeployedModel(GraphProgram):
                 remedy="call gatefx.optimize(model, budget=…, data=calibration_batches)",
             )
         ranks = resolve_budget(budget, limit=max(site.rank for site in self.sites))
-        get_tensor(self.graph_module, LEVEL).fill_(self.calibration.level_for(ranks))
+        level = self.calibration.level_for(ranks)
+        # Both graphs start with one tensor, but moving or casting a module gives each its own.
+        for graph in (self.graph_module, self.reference_graph):
+            get_tensor(graph, LEVEL).fill_(level)
         self._budget = ranks
 
     @torch.no_grad()

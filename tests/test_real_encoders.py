@@ -92,7 +92,7 @@ def test_onnx_runtime_answers_as_torch_over_ragged_batches(
     fast = gatefx.optimize(model, data=[ragged(names, 8, 48, seed=s) for s in range(4)], forms="gathered")
     session = gatefx.load(gatefx.export(fast, tmp_path / "out"), threads=1)
     worst = 0.0
-    for batch, longest in ((1, 3), (1, 256), (2, 17), (7, 64), (16, 3), (16, 100)):
+    for batch, longest in ((1, 3), (1, 256), (2, 17), (7, 64), (16, 3), (16, 256)):
         inputs = ragged(names, batch, longest, seed=batch + longest)
         with torch.no_grad():
             wanted, masked = fast(**inputs).logits, fast.reference(**inputs).logits

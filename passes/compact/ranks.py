@@ -33,16 +33,19 @@ class CompactRanks(Pass):
 
     Attributes:
         sites: names of the sites to compact.
+        kept: (name, reason) of sites that stay masked by choice; reported as declined.
     """
 
     sites: tuple[str, ...]
+    kept: tuple[tuple[str, str], ...] = ()
 
     after: ClassVar[tuple[str, ...]] = ("HardenRankRouters",)
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Rewrite each named site whose gate is a hardened mask."""
         fired, declined = [], []
-        for site in find_sites(graph_module)[0]:
+        # Outermost first: where adapters are stacked on one layer, one's sum is the next one's base.
+        for site in reversed(find_sites(graph_module)[0]):
             if site.name not in self.sites:
                 continue
             source, index = gate_source(site) if site.gate is not None else (None, 0)
@@ -53,7 +56,8 @@ class CompactRanks(Pass):
             fired.append(site.name)
         graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
         graph_module.delete_all_unused_submodules()
-        return Outcome(tuple(fired), tuple(declined))
+        declined += [Declined(name, reason) for name, reason in self.kept]
+        return Outcome(tuple(reversed(fired)), tuple(declined))
 
     def _compact(self, graph_module: fx.GraphModule, site: AdapterSite, indices: fx.Node, index: int) -> None:
         graph = graph_module.graph

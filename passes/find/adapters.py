@@ -20,9 +20,11 @@ import torch
 from torch import fx
 
 from ...models.regularization import REGULARIZATION_MODULES
+from ...runtime.ops import schema  # noqa: F401  # defines torch.ops.gatefx.gated_lora
 from ..graph.edit import shape_of, tensor_value
 
 aten = torch.ops.aten
+_SUMS = (aten.add.Tensor, torch.ops.gatefx.gated_lora.default)
 _MATRIX = 2
 _BRANCH_NAMES = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
 
@@ -181,7 +183,7 @@ def _sum_with_base(scaled: fx.Node, x: fx.Node, d_out: int) -> tuple[fx.Node, fx
 
 def _layer_weight(base: fx.Node, x: fx.Node) -> fx.Node | None:
     """The weight of the linear over x behind `base`, looking through other adapters that were already added to it."""
-    while base.target is aten.add.Tensor and isinstance(base.args[0], fx.Node):
+    while base.target in _SUMS and isinstance(base.args[0], fx.Node):
         base = base.args[0]
     if base.target is aten.linear.default:
         return _matrix(base) if base.args[0] is x else None

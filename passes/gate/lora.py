@@ -33,6 +33,7 @@ class AttachLora(Pass):
         rank: r; alpha: α, the update is scaled by α/r; dropout: on the branch's input while training.
         targets: PEFT's target rules (see `select_targets`).
         exclude: likewise, taken out again; layers: only these layer numbers.
+        whole: names of modules that are trained whole and get no adapter.
         overrides: (path, rank, alpha) of layers that differ, as PEFT's rank_pattern and alpha_pattern say it.
     """
 
@@ -43,6 +44,7 @@ class AttachLora(Pass):
     overrides: tuple[tuple[str, int, float], ...] = ()
     exclude: str | tuple[str, ...] | None = None
     layers: tuple[int, ...] | None = None
+    whole: tuple[str, ...] = ()
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Attach a branch to every target."""
@@ -62,6 +64,8 @@ class AttachLora(Pass):
         for linear in select_targets(linears, self.targets, exclude=self.exclude, layers=self.layers):
             rank, alpha = sizes.get(linear.path, (self.rank, self.alpha))
             reason = "it has an adapter already" if linear.path in taken else _obstacle(linear, rank)
+            if any(part in self.whole for part in linear.path.split(".")):
+                reason = "it is trained whole, which no low-rank update adds to"
             if reason is not None:
                 declined.append(Declined(linear.path, reason))
                 continue

@@ -82,6 +82,7 @@ class GatedModel(GraphProgram):
 
     def gate_loss(self) -> Tensor:
         """The gates' terms of the objective on the last batch, for loops that compute the task's loss themselves."""
+        self.records()
         return gate_loss(self.routers())
 
     def schedule(self, total_steps: int) -> GateSchedule:

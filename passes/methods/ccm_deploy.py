@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -98,7 +99,7 @@ def deploy_ccm(
     forms, facts, verdict = _choose(hardened.graph, routed, calibration, options)
     forms |= dict.fromkeys(folded.reports[-1].fired, str(Form.MERGED))
     gathered = tuple(name for name, form in forms.items() if form == Form.GATHERED)
-    compacted = folded.then(CompactRanks(gathered))
+    compacted = folded.then(CompactRanks(gathered, _kept_masked(forms, facts, options)))
     return DeployedModel(
         compacted.graph,
         hardened.graph,
@@ -209,6 +210,18 @@ def _choose(
     shape = RouterShape(router.trunk.in_features, router.trunk.out_features, len(routed), router.max_rank)
     prediction = predict([_shape(site) for site in routed], shape, options.workload, active, constants)
     return forms, {"prediction": prediction.to_json(), "mean_rank": budget}, prediction.verdict
+
+
+def _kept_masked(
+    forms: Mapping[str, str], facts: Mapping[str, Any], options: DeployOptions
+) -> tuple[tuple[str, str], ...]:
+    """Sites that stay masked, each with why gathering was declined."""
+    if options.forms is not None:
+        return tuple((name, "forms='masked' was asked for") for name, form in forms.items() if form == Form.MASKED)
+    choices = facts.get("prediction", {}).get("choices", ())
+    reasons = {choice["site"]: choice["reason"] for choice in choices}
+    default = "its input has no token axis, so there is nothing to gather for"
+    return tuple((name, reasons.get(name, default)) for name, form in forms.items() if form == Form.MASKED)
 
 
 def _active(site: AdapterSite, calibration: Calibration | None) -> ActiveRank:

@@ -82,10 +82,15 @@ def _other_trained(
         if not parameter.requires_grad or name in adapters or name.startswith("rank_router"):
             continue
         if plain_path(name) in layers:
-            rest[name] = parameter
+            rest[plain_name(name)] = parameter
         else:
             whole[PEFT_PREFIX + without_wrapper(name)] = parameter
     return whole, rest
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name as it was before PEFT wrapped the model."""
+    return f"{plain_path(name)}.{name.rpartition('.')[2]}"
 
 
 def without_wrapper(name: str) -> str:
@@ -102,7 +107,7 @@ def _peft_config(model: GatedModel, sites: tuple[AdapterSite, ...], whole: Mappi
     transposed = {linear.path for linear in find_linears(model.graph_module) if linear.transposed}
     architecture = (getattr(model.config, "architectures", None) or [""])[0]
     task = next((kind for suffix, kind in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
-    heads = sorted({name.removeprefix(PEFT_PREFIX).split(".")[0] for name in whole})
+    heads = sorted({name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in whole})
     return {
         "peft_type": "LORA",
         "task_type": task,
