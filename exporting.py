@@ -123,7 +123,8 @@ def _description(model: DeployedModel, signature: Signature, levels: tuple[str, 
         "report": model.report.to_json(),
     }
     if model.calibration is not None and levels:
-        description["ranks"] = dataclasses.asdict(model.calibration.ranks)
+        if model.budget == model.calibrated_budget:
+            description["ranks"] = dataclasses.asdict(model.calibration.ranks)
         table = [list(row) for row in model.calibration.table]
         description["runtime_budget"] = {"initializer": LEVEL, "table": table}
     return description

@@ -22,6 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import gatefx
 from gatefx.models.packaged import batches, encoder, sentences
+from gatefx.passes.methods.ccm import GatedModel
 
 
 def sample(seed: int, count: int) -> tuple[list[str], list[int]]:
@@ -38,7 +39,7 @@ def train(model: torch.nn.Module, tokenizer: object, seed: int, args: argparse.N
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=1e-3)
     rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, total)
-    schedule = model.schedule(total) if isinstance(model, torch.nn.Module) and hasattr(model, "schedule") else None
+    schedule = model.schedule(total) if isinstance(model, GatedModel) else None
     model.train()
     started = time.perf_counter()
     for batch in (batch for epoch in epochs for batch in epoch):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..config import CCM, Budget, resolve_budget
 from ..errors import BudgetError
 from ..models.gates import HardRankRouter
 from ..models.task_loss import TaskLoss
+from .cost import Form
 from .graph.edit import get_tensor
 from .harden.calibrate import Calibration
 from .harden.rank_router import LEVEL
@@ -46,6 +47,7 @@ class DeployedModel(GraphProgram):
 
     Attributes:
         method: the config; sites: every adapter site and the form it took.
+        calibrated_budget: the budget of `optimize`, for which ranks were measured site by site.
         calibration: level and rank distribution on the calibration data; None without data or without routers.
     """
 
@@ -67,6 +69,8 @@ class DeployedModel(GraphProgram):
         self.method = method
         self.sites = sites
         self.calibration = calibration
+        self.calibrated_budget = budget
+        self._calibrated_sites = sites
         self._budget = budget
         self.eval()
         self.requires_grad_(False)
@@ -109,6 +113,13 @@ class DeployedModel(GraphProgram):
         for graph in (self.graph_module, self.reference_graph):
             get_tensor(graph, LEVEL).fill_(level)
         self._budget = ranks
+        self.sites = self._calibrated_sites if ranks == self.calibrated_budget else tuple(self._sites_at(ranks))
+
+    def _sites_at(self, budget: float) -> Iterator[DeployedSite]:
+        """The sites under a budget whose rank per site was not measured: the routed ones get the mean."""
+        for site in self._calibrated_sites:
+            routed = site.form in (Form.GATHERED, Form.MASKED)
+            yield replace(site, mean_rank=min(budget, site.rank)) if routed else site
 
     @torch.no_grad()
     def effective_ranks(self, inputs: Mapping[str, Tensor]) -> Tensor:

@@ -63,6 +63,18 @@ def test_a_budget_set_after_a_cast_reaches_both_graphs() -> None:
     assert apart(fast, OTHER) < 1e-10
 
 
+def test_a_budget_changed_before_export_leaves_no_stale_ranks_behind(tmp_path: Path) -> None:
+    fast = gatefx.optimize(trained(adapted()), data=[EXAMPLE])
+    measured = fast.sites
+    fast.budget = 5
+    changed = gatefx.load(gatefx.export(fast, tmp_path / "changed")).manifest
+    assert "ranks" not in changed
+    assert {site["mean_rank"] for site in changed["sites"]} == {5.0}
+    fast.budget = 3
+    assert fast.sites == measured
+    assert gatefx.load(gatefx.export(fast, tmp_path / "same")).manifest["ranks"]["mean"] == pytest.approx(3, abs=0.5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_types_that_onnx_runtime_cannot_run_are_refused_before_anything_is_written(
     dtype: torch.dtype, tmp_path: Path
