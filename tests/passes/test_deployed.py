@@ -22,8 +22,10 @@ def deployed(plain: nn.Module, inputs: Any) -> DeployedModel:
     for name, parameter in gated.named_parameters():
         if ".lora_B." in name or "heads.weight" in name:
             nn.init.normal_(parameter)
+    for router in gated.routers():
+        router.updates.fill_(1)  # counts as trained: nothing is fitted
     data = [inputs(8, 5, seed=seed) for seed in range(3)]
-    return gatefx.optimize(gated, data=data, forms="gathered", distill_steps=2, verify=True)
+    return gatefx.optimize(gated, data=data, forms="gathered", verify=True)
 
 
 def test_call_and_reference_agree_at_every_budget(deployed: DeployedModel, inputs: Any, tolerance: Any) -> None:
