@@ -111,7 +111,7 @@ def calibrate(
     per_site = counts.double().mean(0).tolist()
     served = torch.stack([part.double().amax(0) for part in torch.split(counts, batch)])
     reachable = float(torch.cat(scores.site_ranks).double().mean())
-    budgets = np.arange(float(k_min), reachable + _TABLE_STEP / 2, _TABLE_STEP)
+    budgets = np.union1d(np.arange(float(k_min), reachable, _TABLE_STEP), [reachable])
     table = [(float(b), solver.level_for(float(b))) for b in budgets]
     return Calibration(
         rule=rule,
