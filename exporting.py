@@ -44,6 +44,33 @@ def export(
         InputError: a model that is not deployed; MethodError: an unknown backend.
         ArtifactError: the folder exists; CaptureError: an operator without ONNX form.
     """
+    _check_request(model, backend, tokenizer)
+    signature = model.signature
+    example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
+    levels = (LEVEL,) if model.hard_routers() else ()
+    with ArtifactWriter(folder, overwrite=overwrite) as writer:
+        graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)
+        save_onnx(graph, writer.path)
+        if model.config is not None:
+            write_exported_model_files(
+                writer.path,
+                architecture=signature.architecture,
+                config=model.config,
+                example=example,
+                output_names=signature.outputs,
+                output_class=signature.answer_type,
+            )
+        if tokenizer is not None:
+            tokenizer.save_pretrained(writer.path)
+        return writer.commit(_description(model, signature, levels, opset)).path
+
+
+def _check_request(model: object, backend: str, tokenizer: Any) -> None:
+    """Refuse what cannot be exported before anything is written.
+
+    Raises:
+        InputError, MethodError: as `export`.
+    """
     if backend not in _BACKENDS:
         raise MethodError(
             f"There is no backend {backend!r}.", given=f"backend={backend!r}", expected=", ".join(map(repr, _BACKENDS))
@@ -67,24 +94,6 @@ def export(
             expected="float32",
             remedy="deploy a float32 model: gatefx.optimize(gated.float(), data=…)",
         )
-    signature = model.signature
-    example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
-    levels = (LEVEL,) if model.hard_routers() else ()
-    with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)
-        save_onnx(graph, writer.path)
-        if model.config is not None:
-            write_exported_model_files(
-                writer.path,
-                architecture=signature.architecture,
-                config=model.config,
-                example=example,
-                output_names=signature.outputs,
-                output_class=signature.answer_type,
-            )
-        if tokenizer is not None:
-            tokenizer.save_pretrained(writer.path)
-        return writer.commit(_description(model, signature, levels, opset)).path
 
 
 def load(folder: str | Path, *, provider: str = "cpu", threads: int | None = None) -> OnnxSession:

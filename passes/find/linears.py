@@ -14,7 +14,7 @@ from torch import fx
 
 from ...errors import SiteError
 from ...models.families import HEAD_MODULES, OUTPUT_PROJECTIONS
-from ..graph.edit import module_path, tensor_value
+from ..graph.edit import tensor_value
 
 aten = torch.ops.aten
 _MATRIX = 2
@@ -158,8 +158,3 @@ def layer_of(path: str) -> str:
         if part.isdigit():
             return ".".join(parts[: index + 1])
     return ""
-
-
-def module_of(node: fx.Node) -> str:
-    """The module path of a node, for messages."""
-    return module_path(node) or "the model"

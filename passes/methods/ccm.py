@@ -32,10 +32,9 @@ from ...models.objectives import gate_loss, mean_count, rank_entropy, temperatur
 from ...models.rank_statistics import RankSummary, collapse, rank_summary
 from ...models.task_loss import TaskLoss
 from ..find.gates import gated_sites
-from ..find.linears import layer_of
 from ..program import GraphProgram
 from ..report import Report
-from .ccm_diagnostics import RoutingDiagnostics, routing_diagnostics
+from .ccm_diagnostics import RoutingDiagnostics, by_layer, routing_diagnostics
 from .ccm_files import save_gated
 
 
@@ -107,10 +106,7 @@ class GatedModel(GraphProgram):
     def layer_ranks(self) -> dict[str, float]:
         """Mean effective rank per layer on the last batch."""
         counts = torch.cat([record.count.detach() for record in self.records()], dim=1).mean(0)
-        groups: dict[str, list[float]] = {}
-        for name, count in zip(self.site_names(), counts.tolist(), strict=True):
-            groups.setdefault(layer_of(name) or name, []).append(count)
-        return {layer: sum(values) / len(values) for layer, values in groups.items()}
+        return by_layer(dict(zip(self.site_names(), counts.tolist(), strict=True)))
 
     def diagnostics(self, data: Sequence[Mapping[str, Tensor]]) -> RoutingDiagnostics:
         """What the routers decide on `data`, in eval mode: ranks, entropy, collapse, layers, usage, share of time."""

@@ -70,7 +70,7 @@ def routing_diagnostics(model: GatedModel, data: Batches) -> RoutingDiagnostics:
         entropy=float(np.mean(entropies)),
         collapsed=sum(kinds.values()) / len(gates),
         collapse_kinds=dict(kinds),
-        layer_ranks=_by_layer(per_site),
+        layer_ranks=by_layer(per_site),
         site_ranks=per_site,
         usage=direction_usage((everything > 0).astype(np.float64)),
         router_share=share,
@@ -155,7 +155,8 @@ class _RouterClock:
         self.seconds += time.perf_counter() - self._started
 
 
-def _by_layer(per_site: Mapping[str, float]) -> dict[str, float]:
+def by_layer(per_site: Mapping[str, float]) -> dict[str, float]:
+    """Mean rank of each layer's sites; a site outside any layer stands for itself."""
     groups: dict[str, list[float]] = {}
     for name, rank in per_site.items():
         groups.setdefault(layer_of(name) or name, []).append(rank)
