@@ -15,10 +15,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import CCM
     from .deploy import optimize
     from .errors import GatefxError
     from .exporting import export, load
+    from .models.configs.ccm import CCM
     from .passes.methods.hf_trainer import GateCallback
     from .preparing import prepare
     from .saving import from_pretrained
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "CCM": "config",
+    "CCM": "models.configs.ccm",
     "GateCallback": "passes.methods.hf_trainer",
     "GatefxError": "errors",
     "export": "exporting",

@@ -1,4 +1,7 @@
-"""What a user may ask for: budgets, and one frozen config per method whose fields are its documented options."""
+"""What every method's config shares: budgets, the adapter's own options, and the checks that refuse wrong values.
+
+The configs themselves, one frozen dataclass a method, stand in `models/configs/`.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,18 @@ import math
 import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar
 
 from .errors import BudgetError, MethodError
 
 Budget = int | float | str
-Pool = Literal["mean", "max", "attention", "cls"]
-Heads = Literal["per_module", "per_layer", "shared"]
-RouterInput = Literal["first_site", "site"]
-Gate = Literal["topk", "hard_concrete", "soft"]
-RankRule = Literal["coverage", "fixed"]
-Regularizer = Literal["l0", "kl", "entropy"]
-TemperatureSchedule = Literal["cosine", "linear", "constant"]
-
-METHODS = ("ccm",)
-DEFAULT_BUCKETS = (2, 4, 6, 8, 10, 12, 16)
 
 
 @dataclass(frozen=True)
-class CCM:
-    """Context-conditioned rank routing (CCM-LoRA, §2). Every field is an option of the method.
+class AdapterConfig:
+    """The adapter a method attaches where a model has none of its own. Every method's config has these fields.
 
-    Adapter (used when the model has none of its own):
+    Attributes:
         rank: r, the rank directions a site owns.
         alpha: LoRA's α; the update is scaled by α/r. None means 2·rank.
         lora_dropout: dropout on the adapter's input while training.
@@ -36,28 +29,12 @@ class CCM:
         layers_to_transform: adapt only these layers, by number.
         train_modules: modules trained whole beside the adapters. None means the head (classifier, score, qa_outputs).
 
-    Router:
-        pool: how token states become one vector per example. Padding never enters a pool.
-        prefix: pool only the first `prefix` real tokens; None pools them all.
-        heads: one output head per site, per layer, or one for all.
-        router_input: pool the state entering the first site, or each site's own input.
-        d_router: hidden width; None means 256 for d ≤ 1024, else 512.
-
-    Decision:
-        gate: "topk" (straight-through), "hard_concrete" (Louizos et al.), or "soft".
-        k: "coverage" (least k whose probabilities sum to c) or "fixed" (every example gets `budget` ranks); topk only.
-        k_min: fewest ranks an example may get at a site.
-        buckets: deployed k is rounded up to the next of these.
-
-    Objective:
-        regularizer: "l0" (Eq. 5), "kl" (Eq. 14) or "entropy" (Eq. 6 alone).
-        penalty: λ's starting value; a dual variable from then on.
-        penalty_rate: η_λ in λ ← max(0, λ + η_λ·(E k − budget)).
-        entropy_weight: β of Eq. 6.
-        smoothness: weight of the variance of k within a batch (§6.4).
-        coverage_rate: how far c moves each step towards the c at which the last batch would have met the budget.
-        temperature, temperature_min, schedule: τ over training (appendix B.2).
+    Raises:
+        MethodError: a value out of range.
     """
+
+    #: The method's name in errors, reports and files.
+    method: ClassVar[str] = "lora"
 
     rank: int = 16
     alpha: float | None = None
@@ -66,140 +43,67 @@ class CCM:
     exclude_modules: str | tuple[str, ...] | None = None
     layers_to_transform: tuple[int, ...] | None = None
     train_modules: tuple[str, ...] | None = None
-    pool: Pool = "mean"
-    prefix: int | None = None
-    heads: Heads = "per_module"
-    router_input: RouterInput = "first_site"
-    d_router: int | None = None
-    gate: Gate = "topk"
-    k: RankRule = "coverage"
-    k_min: int = 1
-    buckets: tuple[int, ...] = DEFAULT_BUCKETS
-    regularizer: Regularizer = "l0"
-    penalty: float = 0.1
-    penalty_rate: float = 0.01
-    entropy_weight: float = 0.01
-    smoothness: float = 0.0
-    coverage_rate: float = 0.25
-    temperature: float = 1.0
-    temperature_min: float = 0.2
-    schedule: TemperatureSchedule = "cosine"
 
     def __post_init__(self) -> None:
-        for field, allowed in _CHOICES.items():
-            _one_of(field, getattr(self, field), allowed)
-        for field, least in _AT_LEAST.items():
-            _at_least(field, getattr(self, field), least)
+        self.check_number("rank", least=1, whole=True)
+        if self.alpha is not None and not is_number(self.alpha, above=0):
+            raise self.out_of_range("alpha", "more than 0")
+        self.check_number("lora_dropout", least=0, most=1)
+        if self.lora_dropout == 1:
+            raise self.out_of_range("lora_dropout", "a probability, 0 ≤ p < 1")
         for field in ("target_modules", "exclude_modules", "layers_to_transform", "train_modules"):
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
-                object.__setattr__(self, field, _several(field, value))
-        object.__setattr__(self, "buckets", _buckets(self.buckets))
-        self._check_ranges()
-
-    def _check_ranges(self) -> None:
-        if self.alpha is not None and not _is_number(self.alpha, above=0):
-            raise MethodError("ccm's alpha is out of range.", given=f"alpha={self.alpha!r}", expected="more than 0")
-        if self.coverage_rate > 1:
-            raise MethodError(
-                "ccm's coverage_rate is out of range.", given=f"coverage_rate={self.coverage_rate!r}", expected="0 to 1"
-            )
-        if not 0.0 <= self.lora_dropout < 1.0:
-            raise MethodError("lora_dropout is a probability.", given=repr(self.lora_dropout), expected="0 ≤ p < 1")
-        if not 0.0 < self.temperature_min <= self.temperature:
-            raise MethodError(
-                "The temperature falls during training.",
-                given=f"temperature={self.temperature!r}, temperature_min={self.temperature_min!r}",
-                expected="0 < temperature_min ≤ temperature",
-            )
+                object.__setattr__(self, field, self._several(field, value))
 
     @property
     def scale_alpha(self) -> float:
         """LoRA's α, with its default 2·rank resolved."""
         return float(2 * self.rank if self.alpha is None else self.alpha)
 
-    def hidden_width(self, width: int) -> int:
-        """d_router for states of `width` channels (appendix B.2)."""
-        small, large, limit = 256, 512, 1024
-        return self.d_router or (small if width <= limit else large)
+    def check_choice(self, field: str, allowed: tuple[str, ...]) -> None:
+        """Refuse a field whose value is none of `allowed`.
+
+        Raises:
+            MethodError: naming the field and the choices.
+        """
+        value = getattr(self, field)
+        if value not in allowed:
+            choices = ", ".join(map(repr, allowed))
+            raise MethodError(f"{self.method} has no {field} {value!r}.", given=f"{field}={value!r}", expected=choices)
+
+    def check_number(
+        self, field: str, *, least: float, most: float = math.inf, whole: bool = False, optional: bool = False
+    ) -> None:
+        """Refuse a field that is no finite number in [least, most]; `whole` wants an int, `optional` allows None.
+
+        Raises:
+            MethodError: naming the field and the range.
+        """
+        value = getattr(self, field)
+        if value is None and optional:
+            return
+        if not is_number(value) or not least <= value <= most or (whole and not isinstance(value, int)):
+            kind = "an integer, " if whole else ""
+            span = f"at least {least:g}" if math.isinf(most) else f"{least:g} to {most:g}"
+            raise self.out_of_range(field, f"{kind}{span}")
+
+    def out_of_range(self, field: str, expected: str) -> MethodError:
+        """The error for a field with a value that makes no sense."""
+        value = getattr(self, field)
+        return MethodError(f"{self.method}'s {field} is out of range.", given=f"{field}={value!r}", expected=expected)
+
+    def _several(self, field: str, value: object) -> tuple[object, ...]:
+        if not isinstance(value, Iterable):
+            raise self.out_of_range(field, "one name or several")
+        return tuple(value)
 
 
-_CHOICES: dict[str, tuple[str, ...]] = {
-    "pool": get_args(Pool),
-    "heads": get_args(Heads),
-    "router_input": get_args(RouterInput),
-    "gate": get_args(Gate),
-    "k": get_args(RankRule),
-    "regularizer": get_args(Regularizer),
-    "schedule": get_args(TemperatureSchedule),
-}
-_AT_LEAST: dict[str, float] = {
-    "rank": 1,
-    "prefix": 1,
-    "d_router": 1,
-    "k_min": 1,
-    "penalty": 0,
-    "penalty_rate": 0,
-    "entropy_weight": 0,
-    "smoothness": 0,
-    "coverage_rate": 0,
-}
-_OPTIONAL = ("prefix", "d_router")
-_WHOLE = ("rank", "prefix", "d_router", "k_min")
-
-
-def _one_of(field: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        choices = ", ".join(map(repr, allowed))
-        raise MethodError(f"ccm has no {field} {value!r}.", given=f"{field}={value!r}", expected=choices)
-
-
-def _at_least(field: str, value: float | None, least: float) -> None:
-    if value is None and field in _OPTIONAL:
-        return
-    whole = field in _WHOLE
-    if not _is_number(value, above=None) or value is None or value < least or (whole and not isinstance(value, int)):
-        kind = "an integer, " if whole else ""
-        raise MethodError(
-            f"ccm's {field} is out of range.", given=f"{field}={value!r}", expected=f"{kind}at least {least}"
-        )
-
-
-def _is_number(value: object, *, above: float | None) -> bool:
+def is_number(value: object, *, above: float | None = None) -> bool:
     """Whether a value is a finite number (no bool), and more than `above`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return False
     return above is None or value > above
-
-
-def _several(field: str, value: object) -> tuple[object, ...]:
-    if not isinstance(value, Iterable):
-        raise MethodError(f"ccm's {field} is out of range.", given=f"{field}={value!r}", expected="one name or several")
-    return tuple(value)
-
-
-def _buckets(values: tuple[int, ...]) -> tuple[int, ...]:
-    listed = tuple(values) if isinstance(values, Iterable) else ()
-    if not listed or any(isinstance(b, bool) or not isinstance(b, int) or b < 1 for b in listed):
-        raise MethodError("buckets are rank counts.", given=repr(values), expected="positive integers, e.g. (2, 4, 8)")
-    return tuple(sorted(set(listed)))
-
-
-def resolve_method(method: object) -> CCM:
-    """The config that `method` names.
-
-    Raises:
-        MethodError: an unknown name, or an object that is no method config.
-    """
-    if isinstance(method, CCM):
-        return method
-    if method == "ccm":
-        return CCM()
-    raise MethodError(
-        f"gatefx has no method {method!r}.",
-        given=repr(method),
-        expected=f"one of {', '.join(map(repr, METHODS))}, or a config object such as gatefx.CCM(rank=16)",
-    )
 
 
 def resolve_budget(budget: object, *, limit: int, unit: str = "ranks") -> float:

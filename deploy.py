@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import CCM, Budget, resolve_method
+from .config import Budget
 from .errors import InputError, MethodError, SiteError, UntrainedGateError
+from .models.configs.catalogue import resolve_method
+from .models.configs.ccm import CCM
 from .models.task_loss import LABEL_NAMES
 from .passes.cost import Workload
 from .passes.deployed import DeployedModel

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor, fx, nn
 
-from .config import CCM, Budget, resolve_budget, resolve_method
+from .config import Budget, resolve_budget
 from .errors import BudgetError, InputError, SiteError
+from .models.configs.catalogue import resolve_method
+from .models.configs.ccm import CCM
 from .models.families import HEAD_MODULES
 from .models.task_loss import CustomLoss, model_config, task_loss_of
 from .passes.find.adapters import find_sites

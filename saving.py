@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
-from .config import CCM
 from .errors import ArtifactError
+from .models.configs.ccm import CCM
 from .passes.find.adapters import find_sites
 from .passes.gate.lora import AttachLora
 from .passes.methods.ccm import GatedModel

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..config import CCM
+from .configs.ccm import CCM
 from .gate_functions import (
     hard_concrete_gate,
     hard_concrete_offset,
@@ -215,6 +215,3 @@ class RankMask(nn.Module):
         """One where a direction's index occurs."""
         directions = torch.arange(indices.shape[-1], device=indices.device)
         return (indices.unsqueeze(-1) == directions).any(dim=-2).to(self.dtype)
-
-
-GATE_MODULES = (RankRouter, HardRankRouter, RankMask)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..config import CCM
+from .configs.ccm import CCM
 from .gates import GateRecord, RankRouter
 
 _TARGET_SPREAD = 1.5  # ranks; width of the target histogram around the budget (Eq. 14 names none)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..config import Pool
+from .configs.ccm import Pool
 
 
 class StatePool(nn.Module):

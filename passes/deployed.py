@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..config import CCM, Budget, resolve_budget
+from ..config import Budget, resolve_budget
 from ..errors import BudgetError
+from ..models.configs.ccm import CCM
 from ..models.gates import HardRankRouter
 from ..models.task_loss import TaskLoss
 from .cost import Form

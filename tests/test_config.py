@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import gatefx
-from gatefx.config import CCM, resolve_budget, resolve_method
+from gatefx.config import resolve_budget
 from gatefx.errors import BudgetError, GatefxError, MethodError
+from gatefx.models.configs.catalogue import resolve_method
+from gatefx.models.configs.ccm import CCM
 
 
 @pytest.mark.parametrize(
@@ -80,8 +82,8 @@ def test_unknown_methods_are_refused_with_the_known_ones(method: Any) -> None:
         ({"buckets": (0, 2)}, "buckets are rank counts"),
         ({"buckets": (2, 4.0)}, "buckets are rank counts"),
         ({"buckets": 4}, "buckets are rank counts"),
-        ({"lora_dropout": 1.0}, "lora_dropout is a probability"),
-        ({"lora_dropout": math.nan}, "lora_dropout is a probability"),
+        ({"lora_dropout": 1.0}, "lora_dropout is out of range"),
+        ({"lora_dropout": math.nan}, "lora_dropout is out of range"),
         ({"temperature": 0.1}, "temperature falls"),
         ({"temperature_min": 0.0}, "temperature falls"),
         ({"temperature": math.nan}, "temperature falls"),

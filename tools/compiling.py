@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Budget, resolve_method
+from ..config import Budget
 from ..errors import UntrainedGateError
+from ..models.configs.catalogue import resolve_method
 from .console import Stages, messages
 from .model_folder import ModelFolder, check_target, open_model_folder
 from .texts import read_texts

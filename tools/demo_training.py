@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..config import CCM
+from ..models.configs.ccm import CCM
 from ..models.packaged import batches, encoder, sentences
 from ..models.packaged_text import LabelledText, Text
 from ..passes.methods.ccm import GatedModel

@@ -52,6 +52,11 @@ class CompactRanks(Pass):
             if source is None or not _is_mask(source, graph_module):
                 declined.append(Declined(site.name, "its gate is not the mask of a hardened rank router"))
                 continue
+            if site.factors:
+                declined.append(
+                    Declined(site.name, "its update is gated as a whole too")
+                )
+                continue
             self._compact(graph_module, site, source.all_input_nodes[0], index)
             fired.append(site.name)
         graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))

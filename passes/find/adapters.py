@@ -1,7 +1,7 @@
 """Adapter sites: where a graph adds a low-rank update to a linear layer, or the reason why a near miss is none.
 
     x ──▶ linear(W0) ────────────────────────────────▶ add ──▶ y          AdapterSite
-    └──▶ [dropout] ─▶ linear(A) ─▶ [mul(gate)] ─▶ linear(B) ─▶ [mul(s)] ──┘
+    └──▶ [dropout] ─▶ linear(A) ─▶ [mul(gate)] ─▶ linear(B) ─▶ [mul(s)] ─▶ [mul(factor)]* ──┘
 
 Recognised by structure, never by name alone: A (r, d_in) is read by one linear, whose result only B (d_out, r) reads,
 whose scaled result is added to the linear that reads the same x. That is what PEFT's LoRA traces to with any
@@ -40,6 +40,7 @@ class AdapterSite:
         path: the layer's module path; name: unique: the path, and the adapter's name if there are several.
         x: state entering the layer, (B, …, d_in); base: the layer's own output, (B, …, d_out).
         down: u = A x, (B, …, r); gate: the node that multiplies u, or None; up: B u; scaled: s·B u (or up); add: y.
+        factors: the multiplications of the scaled update by gates on whole updates, innermost first.
         lora_a: get_attr of A (r, d_in); lora_b: get_attr of B (d_out, r); scale: s, a number or a get_attr node.
         branch_input: x, or x after the adapter's dropout.
     """
@@ -60,6 +61,12 @@ class AdapterSite:
     rank: int
     d_in: int
     d_out: int
+    factors: tuple[fx.Node, ...] = ()
+
+    @property
+    def update(self) -> fx.Node:
+        """What is added to the layer's output: the scaled update times every factor."""
+        return self.factors[-1] if self.factors else self.scaled
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,12 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     branch_input = down.all_input_nodes[0]
     x = _through_dropout(branch_input, graph_module)
     scaled, scale = _scaled(up)
-    joined = _sum_with_base(scaled, x, d_out) if len(down.users) == 1 else "something besides B reads A x"
+    factors = _factors(scaled)
+    joined = (
+        _sum_with_base(factors[-1] if factors else scaled, x, d_out)
+        if len(down.users) == 1
+        else "something besides B reads A x"
+    )
     if _has_bias(down) or _has_bias(up):
         joined = "its A or B has a bias, which no rank direction carries and a shut gate would leave on"
     if not isinstance(joined, str) and not isinstance(shape_of(x)[0], torch.SymInt):
@@ -114,7 +126,7 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     path = plain_path(str(weight.target))
     return AdapterSite(
         _site_name(path, lora_a), path, x, branch_input, base, down, gate, up, scaled, total, lora_a, lora_b, scale,
-        rank, d_in, d_out,
+        rank, d_in, d_out, factors,
     )  # fmt: skip
 
 
@@ -165,6 +177,26 @@ def _scaled(up: fx.Node) -> tuple[fx.Node, float | fx.Node]:
         if isinstance(factor, fx.Node) and factor.op == "get_attr" and tensor_value(factor).numel() == 1:
             return user, factor
     return up, 1.0
+
+
+def _factors(scaled: fx.Node) -> tuple[fx.Node, ...]:
+    """Multiplications of the update by gates: mul(update, factor), one after another, each read by the next alone."""
+    found: list[fx.Node] = []
+    node = scaled
+    while len(node.users) == 1:
+        user = next(iter(node.users))
+        factor = user.args[1] if user.target is aten.mul.Tensor and user.args[0] is node else None
+        if not isinstance(factor, fx.Node) or not _is_update_factor(factor, scaled):
+            break
+        found.append(user)
+        node = user
+    return tuple(found)
+
+
+def _is_update_factor(factor: fx.Node, scaled: fx.Node) -> bool:
+    """Whether a tensor has one number per token, per example or for all: (B, …, 1) or ()."""
+    shape, update = shape_of(factor), shape_of(scaled)
+    return not shape or (len(shape) == len(update) and shape[-1] == 1)
 
 
 def _sum_with_base(scaled: fx.Node, x: fx.Node, d_out: int) -> tuple[fx.Node, fx.Node, fx.Node] | str:

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ...config import CCM
 from ...errors import SiteError
+from ...models.configs.ccm import CCM
 from ...models.families import ATTENTION_MASK
 from ...models.gates import RankRouter
 from ..contract import Pass

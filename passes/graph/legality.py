@@ -13,7 +13,7 @@ import torch
 from torch import fx, nn
 
 from ...errors import PassError
-from ...models.gates import GATE_MODULES
+from ...models.gate_modules import GATE_MODULES
 from ...models.regularization import REGULARIZATION_MODULES
 
 _SYMBOLIC = {

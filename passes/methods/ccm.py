@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...config import CCM
 from ...errors import UntrainedGateError
+from ...models.configs.ccm import CCM
 from ...models.gates import GateRecord, RankRouter
 from ...models.level_solver import LevelSolver
 from ...models.objectives import gate_loss, mean_count, rank_entropy, temperature_at

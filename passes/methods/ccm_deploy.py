@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ...config import CCM
+from ...models.configs.ccm import CCM
 from ...models.gates import HardRankRouter, RankRouter
 from ..compact.ranks import CompactRanks
 from ..contract import Pass

@@ -5,7 +5,7 @@
 
 Exact up to rounding: (W0 + s·B A) x = W0 x + s·B(A x).
 
-Refuses gated sites (merging a gated adapter would change the function), sites in dropout, a layer whose weight
+Refuses gated sites (merging a gated adapter would change the function; a constant gate is dropped before), sites in dropout, a layer whose weight
 another node reads, and updates added to another adapter's sum (fold the inner one first; the pass does, in order).
 """
 
@@ -65,6 +65,10 @@ class FoldAdapters(Pass):
         """Fold one site; the reason where that is not sound."""
         if site.gate is not None:
             return "its gate decides per example, so one merged weight would be another function"
+        if site.factors:
+            return (
+                f"its update is multiplied by {site.factors[0].args[1]}, so one merged weight would be another function"
+            )
         if site.branch_input is not site.x:
             return "its input drops out in training: freeze the graph first"
         if len(site.up.args) > 2:  # noqa: PLR2004  # (input, weight, bias)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from gatefx.config import CCM
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.gate_functions import select_ranks
 from gatefx.models.gates import HardRankRouter, RankRouter
 from gatefx.passes.compact.ranks import CompactRanks

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from gatefx.config import CCM
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.gates import HardRankRouter, RankMask, RankRouter
 
 STATE = torch.randn(6, 5, 12, generator=torch.Generator().manual_seed(0))

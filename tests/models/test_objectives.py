@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from gatefx.config import CCM
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.gates import RankRouter
 from gatefx.models.objectives import gate_loss, mean_count, rank_entropy
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from gatefx.config import CCM
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.gate_functions import (
     hard_concrete_gate,
     hard_concrete_offset,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from gatefx.config import CCM
+from gatefx.models.configs.ccm import CCM
 from gatefx.passes.contract import Pass, PassResult
 from gatefx.passes.gate.lora import AttachLora
 from gatefx.passes.gate.rank_router import InsertRankRouter

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from gatefx.config import CCM
 from gatefx.errors import PassError, SiteError
+from gatefx.models.configs.ccm import CCM
 from gatefx.passes.compact.ranks import CompactRanks
 from gatefx.passes.gate.lora import AttachLora
 from gatefx.passes.gate.rank_router import InsertRankRouter

@@ -79,7 +79,7 @@ def gates_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, te
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     from gatefx import prepare
-    from gatefx.config import CCM
+    from gatefx.models.configs.ccm import CCM
     from gatefx.models.packaged_text import batches
     from gatefx.tools.training import train
 

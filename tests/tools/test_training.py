@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gatefx.config import CCM
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.packaged_text import batches
 from gatefx.preparing import prepare
 from gatefx.tools.training import train

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import fx
 
-from gatefx.config import CCM
 from gatefx.errors import PassError
+from gatefx.models.configs.ccm import CCM
 from gatefx.passes.compact.ranks import CompactRanks
 from gatefx.passes.harden.freeze import FreezeRegularization
 from gatefx.passes.harden.rank_router import LEVEL, HardenRankRouters

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import fx, nn
 
-from gatefx.config import CCM
 from gatefx.errors import PassError
+from gatefx.models.configs.ccm import CCM
 from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.find.gates import gate_source, gated_sites
 from gatefx.passes.gate.lora import AttachLora

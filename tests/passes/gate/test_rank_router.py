@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gatefx.config import CCM
 from gatefx.errors import SiteError
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.gates import RankRouter
 from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.gate.rank_router import InsertRankRouter

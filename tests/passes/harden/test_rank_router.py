@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from gatefx.config import CCM
 from gatefx.errors import PassError
+from gatefx.models.configs.ccm import CCM
 from gatefx.models.gates import HardRankRouter, RankMask, RankRouter
 from gatefx.passes.gate.rank_router import InsertRankRouter
 from gatefx.passes.harden.freeze import FreezeRegularization

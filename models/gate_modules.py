@@ -1,0 +1,9 @@
+"""Every module that may stand in a graph as a gate."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from .gates import HardRankRouter, RankMask, RankRouter
+
+GATE_MODULES: tuple[type[nn.Module], ...] = (RankRouter, HardRankRouter, RankMask)
