@@ -5,7 +5,8 @@
 
 Exact up to rounding: (W0 + s·B A) x = W0 x + s·B(A x).
 
-Refuses gated sites (merging a gated adapter would change the function; a constant gate is dropped before), sites in dropout, a layer whose weight
+Refuses gated sites (merging a gated adapter would change the function; a constant gate is dropped before), sites in
+dropout, a layer whose weight
 another node reads, and updates added to another adapter's sum (fold the inner one first; the pass does, in order).
 """
 
