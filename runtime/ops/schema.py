@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ...errors import InputError
+from .argument_checks import misfit, sizes_agree
 from .cpu import gathered_gated_lora
 
 NAMESPACE = "gatefx"
@@ -98,31 +98,21 @@ def active_mask(indices: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _check_shapes(base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, indices: Tensor, scale: Tensor) -> None:
-    expected = "base (B, *, d_out), x (B, *, d_in), A (r, d_in), B (d_out, r), indices (B, r) int64, scale ()"
     tensors = {"base": base, "x": x, "A": lora_a, "B": lora_b, "indices": indices, "scale": scale}
     floats = {tensor.dtype for name, tensor in tensors.items() if name != "indices"}
     ranks_fit = base.dim() == x.dim() > 1 and (lora_a.dim(), lora_b.dim(), indices.dim(), scale.dim()) == (2, 2, 2, 0)
-    if not ranks_fit or len(floats) != 1 or not base.is_floating_point() or indices.dtype != torch.int64:
-        raise InputError("gated_lora got tensors that do not fit together.", given=_listed(tensors), expected=expected)
+    types_fit = len(floats) == 1 and base.is_floating_point() and indices.dtype == torch.int64
     pairs = [
-        *zip(base.shape[:-1], x.shape[:-1], strict=True),
-        (x.shape[-1], lora_a.shape[1]),
-        (base.shape[-1], lora_b.shape[0]),
-        (lora_a.shape[0], lora_b.shape[1]),
-        (lora_a.shape[0], indices.shape[1]),
-        (base.shape[0], indices.shape[0]),
+        *zip(base.shape[:-1], x.shape[:-1], strict=False),
+        *zip(x.shape[-1:], lora_a.shape[1:], strict=False),
+        *zip(base.shape[-1:], lora_b.shape, strict=False),
+        *zip(lora_a.shape, lora_b.shape[1:], strict=False),
+        *zip(lora_a.shape, indices.shape[1:], strict=False),
+        *zip(base.shape, indices.shape[:1], strict=False),
     ]
-    if any(not _same_size(left, right) for left, right in pairs):
-        raise InputError("gated_lora got tensors that do not fit together.", given=_listed(tensors), expected=expected)
-
-
-def _same_size(left: int | torch.SymInt, right: int | torch.SymInt) -> bool:
-    if isinstance(left, int) and isinstance(right, int):
-        return left == right
-    # A size that is only known when the graph runs: state the equality as a fact of the graph.
-    torch._check(left == right)  # type: ignore[no-untyped-call]
-    return True
-
-
-def _listed(tensors: dict[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items())
+    if not ranks_fit or not types_fit or not sizes_agree(pairs):
+        raise misfit(
+            "gated_lora",
+            tensors,
+            "base (B, *, d_out), x (B, *, d_in), A (r, d_in), B (d_out, r), indices (B, r) int64, scale ()",
+        )
