@@ -53,9 +53,7 @@ class CompactRanks(Pass):
                 declined.append(Declined(site.name, "its gate is not the mask of a hardened rank router"))
                 continue
             if site.factors:
-                declined.append(
-                    Declined(site.name, "its update is gated as a whole too")
-                )
+                declined.append(Declined(site.name, "its update is gated as a whole too"))
                 continue
             self._compact(graph_module, site, source.all_input_nodes[0], index)
             fired.append(site.name)
