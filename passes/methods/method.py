@@ -23,6 +23,8 @@ from ..chain import Chain
 from ..contract import Pass
 from ..cost import Workload
 from ..decision import Decision
+from ..find.adapters import find_sites
+from ..find.required import required_sites
 from ..gate.lora import AttachLora
 from ..sites import DeployedSite
 
@@ -72,10 +74,10 @@ class FitQuality:
     unit: str
 
     def __str__(self) -> str:
-        how = f"in {self.steps} steps" if self.steps else "in closed form"
+        how = f"by distillation in {self.steps} steps" if self.steps else "in closed form"
         return (
-            f"{self.method}: gates fitted {how} without training the model: KL {self.divergence:.4f} to the ungated "
-            f"model, {self.achieved:.3g} {self.unit}"
+            f"{self.method}: gates fitted {how}: KL {self.divergence:.4f} to the ungated model, "
+            f"{self.achieved:.3g} {self.unit}"
         )
 
 
@@ -126,6 +128,22 @@ class Method(ABC, Generic[Config]):
     def adapters(self) -> Pass:
         """The pass that attaches adapters to a model without any: LoRA, unless the method brings its own kind."""
         return lora_for(self.config)
+
+    def has_adapters(self, graph_module: fx.GraphModule) -> bool:
+        """Whether a graph has adapters that this method can gate: LoRA, unless the method takes other kinds too.
+
+        Raises:
+            SiteError: adapters that come near and cannot be gated: attaching new ones would make another model.
+        """
+        sites, misses = find_sites(graph_module)
+        if misses and not sites:
+            required_sites(graph_module)
+        return bool(sites)
+
+    def adapter_tensors(self, graph_module: fx.GraphModule) -> frozenset[str]:
+        """Names of the adapters' own tensors, which train."""
+        nodes = (node for site in find_sites(graph_module)[0] for node in (site.lora_a, site.lora_b))
+        return frozenset(str(node.target) for node in nodes)
 
     @abstractmethod
     def gates(self) -> tuple[Pass, ...]:
@@ -182,7 +200,7 @@ class Method(ABC, Generic[Config]):
 
     @abstractmethod
     def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:
-        """Decisions → work that is not done. Exact."""
+        """Decisions → work that is not done. Exact. Places that another method's gates keep dense are declined."""
 
     def describe(
         self,
@@ -190,7 +208,10 @@ class Method(ABC, Generic[Config]):
         decision: Decision,  # noqa: ARG002
         graph_module: fx.GraphModule,  # noqa: ARG002
     ) -> Mapping[str, DeployedSite]:
-        """The sites' rows, refined by what this method did to them; `graph_module` is the compacted graph."""
+        """The sites' rows, refined by what this method did to them; `graph_module` is the compacted graph.
+
+        Called in the order in which methods act; a row whose form is "dropped" stays as it is.
+        """
         return sites
 
 
