@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 from .errors import BudgetError, MethodError
 
 Budget = int | float | str
+#: One budget, or of several methods those given, by name.
+Budgets = Budget | Mapping[str, Budget | None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class AdapterConfig:
 
     #: The method's name in errors, reports and files.
     method: ClassVar[str] = "lora"
+    #: Fields that only deployment reads: `optimize` may be given others than the model was trained with.
+    deploy_fields: ClassVar[tuple[str, ...]] = ()
 
     rank: int = 16
     alpha: float | None = None
@@ -122,6 +126,23 @@ def resolve_budget(budget: object, *, limit: int, unit: str = "ranks") -> float:
     if amount > limit:
         raise _budget_error(f"The budget asks for {amount:g} {unit} where there are {limit}.", budget, limit, unit)
     return amount
+
+
+def resolve_share(budget: object, *, unit: str) -> float:
+    """The budget as a share in (0, 1] of `unit`: a float, a string such as "60%", or 1 for all.
+
+    Raises:
+        BudgetError: anything else.
+    """
+    share = _share(budget, 1) if isinstance(budget, (float, str)) else _count(budget)
+    if share is None or not 0 < share <= 1:
+        raise BudgetError(
+            "This budget is a share.",
+            given=f"budget={budget!r}",
+            expected=f'a number in (0, 1] or a string such as "60%" ({unit})',
+            remedy="pass for example budget=0.5",
+        )
+    return share
 
 
 def _count(budget: object) -> float | None:

@@ -7,25 +7,24 @@ import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .config import Budget
+from .config import AdapterConfig, Budgets
 from .errors import InputError, MethodError, SiteError, UntrainedGateError
-from .models.configs.catalogue import resolve_method
-from .models.configs.ccm import CCM
+from .models.configs.catalogue import Methods, kind_of, resolve_method, resolve_methods
 from .models.task_loss import LABEL_NAMES
 from .passes.cost import Workload
 from .passes.deployed import DeployedModel
-from .passes.harden.distill import distill_gates
-from .passes.methods.ccm import GatedModel
-from .passes.methods.ccm_deploy import DeployOptions, deploy_all_ranks, deploy_ccm
-from .preparing import build_gated, check_model, largest_rank, resolve_sites_budget
+from .passes.deploying import deploy
+from .passes.gated import GatedModel
+from .passes.methods.budgets import budgets_by_method, with_one_adapter
+from .passes.methods.method import DeployOptions, Method
+from .preparing import build_gated, check_model
 from .saving import load_gates
 
 _NO_TOKENS = 1
-_DEFAULT_BUDGET = 6
 _UNKNOWN_WORKLOAD = Workload(8, 128)
 
 Batches = Iterable[Mapping[str, Tensor]]
@@ -33,8 +32,8 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 def optimize(  # noqa: PLR0913  # the front door: each is a documented option
     model: nn.Module,
-    method: str | CCM | None = None,
-    budget: Budget | None = None,
+    method: Methods | None = None,
+    budget: Budgets | None = None,
     *,
     data: Batches | None = None,
     gates: str | Path | None = None,
@@ -51,16 +50,17 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
 
     Args:
         model: what `prepare` returned, trained; or a PEFT model with LoRA, whose gates are then fitted on `data`.
-        method: "ccm" or a config; None takes the gated model's own.
-        budget: mean ranks per example and site; None takes the gated model's own.
-        data: unlabelled batches (labels are ignored): they calibrate the routers, and train them where they never were.
-        gates: folder that `gated.save_pretrained` wrote: its routers gate a PEFT model, nothing is fitted.
+        method: a name, a config, or a list of several; None takes the gated model's own.
+        budget: in the method's unit (ranks, tokens, sites), for several methods a dict by name; None takes the gated
+            model's own.
+        data: unlabelled batches (labels are ignored): they calibrate the gates, and fit those that were never trained.
+        gates: folder that `gated.save_pretrained` wrote: its gates act in a PEFT model, nothing is fitted.
         workload: (batch, tokens) to price forms for; None takes the data's median.
         engine: whose measured constants the cost model uses: "onnxruntime" or "torch".
         fold: None folds adapters whose gate turned static; True also where the budget keeps every rank; False none.
         freeze_static: freeze gates that never varied on `data` (approximate, reported).
         forms: "gathered" or "masked" instead of the cost model's choice.
-        distill_steps: optimiser steps when routers must be fitted.
+        distill_steps: optimiser steps when gates must be fitted.
         progress: show progress bars; None shows them on a terminal.
         verify: check every pass's claims and the graph's legality.
 
@@ -71,17 +71,12 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
     _check_counts(workload, distill_steps)
     batches = _checked_batches(data)
     gated = _gated(model, method, budget, batches, gates)
-    limit = largest_rank(gated.graph_module)
-    wanted = gated.budget if budget is None else resolve_sites_budget(budget, gated.graph_module)
     options = DeployOptions(
         workload=_workload(workload, batches), engine=engine, fold=fold, freeze_static=freeze_static, forms=forms,
         verify=verify, show=progress,
     )  # fmt: skip
-    if wanted == limit:
-        return deploy_all_ranks(gated, options)
-    if all(int(router.updates) == 0 for router in gated.routers()):
-        gated = _fit(gated, batches, wanted, distill_steps, progress)
-    return deploy_ccm(gated, wanted, batches, options)
+    fit_untrained(gated, batches, steps=distill_steps, progress=progress)
+    return deploy(gated, batches, options)
 
 
 def _check_choices(engine: str, forms: str | None) -> None:
@@ -134,19 +129,19 @@ def _checked_batches(data: Batches | None) -> list[dict[str, Tensor]] | None:
 
 def _gated(
     model: nn.Module,
-    method: str | CCM | None,
-    budget: Budget | None,
+    method: Methods | None,
+    budget: Budgets | None,
     batches: Sequence[Mapping[str, Tensor]] | None,
     gates: str | Path | None,
 ) -> GatedModel:
-    """A gated model of our own to work on: a copy of the one given, or the user's model with routers inserted."""
+    """A gated model of our own to work on: a copy of the one given, or the user's model with gates inserted."""
     if isinstance(model, DeployedModel):
         raise InputError("The model is deployed already.", given="DeployedModel", expected="a gated or a PEFT model")
     if isinstance(model, GatedModel):
         gated = _detached(model)
-        gated.method = _deploying(model.method, method)
+        gated.methods = _deploying(gated, method, budget)
         return gated
-    config = resolve_method("ccm" if method is None else method)
+    configs = with_one_adapter(resolve_methods("ccm" if method is None else method), None)
     check_model(model)
     if batches is None and not any("lora_" in name for name, _ in model.named_parameters()):
         raise SiteError(
@@ -162,30 +157,54 @@ def _gated(
             expected="unlabelled batches of real inputs",
             remedy="pass data=[batch, …], or train with gatefx.prepare first",
         )
-    gated = build_gated(
-        model, config, _DEFAULT_BUDGET if budget is None else budget, example_inputs=batches[0], lora=None
-    )
+    gated = build_gated(model, configs, budget, example_inputs=batches[0], attach=False)
     if gates is not None:
         load_gates(gated, gates)
     return gated
 
 
-def _deploying(trained: CCM, method: str | CCM | None) -> CCM:
-    """The config to deploy with: the trained one, in which a given config may change what only deployment reads.
+def _deploying(model: GatedModel, method: Methods | None, budget: Budgets | None) -> dict[str, Method[Any]]:
+    """The model's methods, with the budgets and the options to deploy with.
+
+    Raises:
+        MethodError: methods or options that the model was not trained with; BudgetError: a budget out of range.
+    """
+    trained = {name: item.config for name, item in model.methods.items()}
+    configs = dict(trained)
+    if method is not None:
+        several = isinstance(method, Sequence) and not isinstance(method, str)
+        for item in method if several else [method]:  # type: ignore[union-attr]  # several says that it is a sequence
+            config = resolve_method(item)
+            if kind_of(config) not in trained:
+                raise MethodError(
+                    "The model was prepared for another method.", given=kind_of(config), expected=", ".join(trained)
+                )
+            if config is item:
+                configs[kind_of(config)] = _redeployed(trained[kind_of(config)], config)
+    given = budgets_by_method(list(trained.values()), budget)
+    chosen: dict[str, Method[Any]] = {}
+    for name, config in configs.items():
+        value, kind = given[name], type(model.methods[name])
+        resolved = kind.resolve_budget(config, value, model.graph_module) if value is not None else None
+        chosen[name] = kind(config, model.methods[name].budget if value is None else resolved)
+    return chosen
+
+
+def _redeployed(trained: AdapterConfig, config: AdapterConfig) -> AdapterConfig:
+    """The trained config in which a given one may change what only deployment reads.
 
     Raises:
         MethodError: a config that the model was not trained with.
     """
-    if method is None or resolve_method(method) is not method:
-        return trained
-    config = resolve_method(method)
-    if dataclasses.replace(config, buckets=trained.buckets) != trained:
-        names = [f.name for f in dataclasses.fields(CCM) if getattr(config, f.name) != getattr(trained, f.name)]
+    kept = {field: getattr(trained, field) for field in trained.deploy_fields}
+    if dataclasses.replace(config, **kept) != trained:
+        fields = [f.name for f in dataclasses.fields(trained) if f.name not in trained.deploy_fields]
+        names = [name for name in fields if getattr(config, name, None) != getattr(trained, name)]
         raise MethodError(
             "The model was trained with other options.",
-            given=", ".join(f"{name}={getattr(config, name)!r}" for name in names),
+            given=", ".join(f"{name}={getattr(config, name, None)!r}" for name in names),
             expected=", ".join(f"{name}={getattr(trained, name)!r}" for name in names),
-            remedy="leave method out, or change only buckets",
+            remedy=f"leave method out, or change only {', '.join(trained.deploy_fields) or 'the budget'}",
         )
     return config
 
@@ -196,33 +215,31 @@ def _detached(model: GatedModel) -> GatedModel:
     return copy.deepcopy(model, shared)
 
 
-def _fit(
+def fit_untrained(
     gated: GatedModel,
     batches: Sequence[Mapping[str, Tensor]] | None,
-    budget: float,
+    *,
     steps: int,
-    progress: bool | None,
-) -> GatedModel:
-    if batches is None:
-        raise UntrainedGateError(
-            "The model's gates were never trained, and there is no data to fit them on.",
-            given="routers with 0 updates, data=None",
-            expected="a trained model, or unlabelled batches",
-            remedy="call schedule.step() after each optimiser step while training, or pass data=[batch, …]",
-        )
-    for router in gated.routers():
-        if router.has_moved():
+    progress: bool | None = None,
+) -> None:
+    """Fit the gates that were never trained, method after method; those that keep everything need none.
+
+    Raises:
+        UntrainedGateError: there is no data to fit them on.
+    """
+    for name, method in gated.methods.items():
+        graph = gated.graph_module
+        if method.budget == method.limit(graph) or method.is_trained(graph):
+            continue
+        if batches is None:
             raise UntrainedGateError(
-                "The routers were trained without their schedule, so nothing drove them to the budget.",
-                given="trained router weights, 0 schedule steps",
-                expected="schedule.step() after each optimiser step",
-                remedy="train with schedule = gated.schedule(total_steps), or gatefx.GateCallback in the HF Trainer",
+                "The model's gates were never trained, and there is no data to fit them on.",
+                given=f"gates of {name} with 0 updates, data=None",
+                expected="a trained model, or unlabelled batches",
+                remedy="call schedule.step() after each optimiser step while training, or pass data=[batch, …]",
             )
-        router.budget = budget
-    with torch.enable_grad():
-        quality = distill_gates(gated, batches, steps=steps, show=progress)
-    gated.report = gated.report.extended(notes=(str(quality),))
-    return gated
+        quality = method.fit(gated, batches, steps=steps, show=progress)
+        gated.report = gated.report.extended(notes=(str(quality),))
 
 
 def _workload(workload: tuple[int, int] | None, batches: Sequence[Mapping[str, Tensor]] | None) -> Workload:

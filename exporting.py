@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .errors import InputError, MethodError
+from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import Signature, example_for
-from .passes.harden.rank_router import LEVEL
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
@@ -47,9 +48,15 @@ def export(
     _check_request(model, backend, tokenizer)
     signature = model.signature
     example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
-    levels = (LEVEL,) if model.hard_routers() else ()
+    levels = _runtime_buffers(model)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        graph = lower_to_onnx(model.graph_module, example, signature.outputs, opset=opset, overridable=levels)
+        graph = lower_to_onnx(
+            model.graph_module,
+            example,
+            signature.outputs,
+            opset=opset,
+            overridable=tuple(r.buffer for r in levels.values()),
+        )
         save_onnx(graph, writer.path)
         if model.config is not None:
             write_exported_model_files(
@@ -118,10 +125,21 @@ def load(folder: str | Path, *, provider: str = "cpu", threads: int | None = Non
     return OnnxSession.open(artifact, provider=provider, threads=threads)
 
 
-def _description(model: DeployedModel, signature: Signature, levels: tuple[str, ...], opset: int) -> dict[str, Any]:
+def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:
+    """By method, the buffers that may be replaced when the exported model is called."""
+    runtimes = {name: model.decisions[name].runtime for name in model.changeable()}
+    return {name: runtime for name, runtime in runtimes.items() if runtime is not None}
+
+
+def _description(
+    model: DeployedModel, signature: Signature, levels: Mapping[str, RuntimeBudget], opset: int
+) -> dict[str, Any]:
     description: dict[str, Any] = {
         "kind": _KIND,
-        "method": {"name": "ccm", "options": dataclasses.asdict(model.method)},
+        "methods": {
+            name: {"options": dataclasses.asdict(config), "budget": model.budgets[name]}
+            for name, config in model.methods.items()
+        },
         "budget": model.budget,
         "backend": "onnxruntime",
         "opset": opset,
@@ -131,9 +149,11 @@ def _description(model: DeployedModel, signature: Signature, levels: tuple[str, 
         "sites": [site.to_json() for site in model.sites],
         "report": model.report.to_json(),
     }
-    if model.calibration is not None and levels:
-        if model.budget == model.calibrated_budget:
-            description["ranks"] = dataclasses.asdict(model.calibration.ranks)
-        table = [list(row) for row in model.calibration.table]
-        description["runtime_budget"] = {"initializer": LEVEL, "table": table}
+    if model.calibration is not None and "ccm" in levels and model.budgets == model.calibrated_budgets:
+        description["ranks"] = dataclasses.asdict(model.calibration.ranks)
+    if levels:
+        description["runtime_budgets"] = {
+            name: {"initializer": runtime.buffer, "table": [list(row) for row in runtime.table], "unit": runtime.unit}
+            for name, runtime in levels.items()
+        }
     return description

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,21 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, fx, nn
 
+from .config import AdapterConfig
 from .errors import ArtifactError
-from .models.configs.ccm import CCM
+from .models.configs.catalogue import METHODS
 from .passes.find.adapters import find_sites
 from .passes.gate.lora import AttachLora
-from .passes.methods.ccm import GatedModel
-from .passes.methods.ccm_files import ADAPTER_FILE, GATES_FILE, KIND, PEFT_PREFIX, plain_name, without_wrapper
+from .passes.gated import GatedModel
+from .passes.gated_files import (
+    ADAPTER_FILE,
+    GATES_FILE,
+    KIND,
+    PEFT_PREFIX,
+    gate_tensors,
+    plain_name,
+    without_wrapper,
+)
 from .preparing import build_gated
 from .runtime.artifact import Artifact
 
@@ -23,15 +32,15 @@ _NAMED = 5  # odd sites that an error names
 
 
 def load_gates(model: GatedModel, folder: str | Path) -> None:
-    """Read the routers (not the adapters) that `save_gated` wrote into a gated model with the same sites.
+    """Read the gates (not the adapters) that `save_gated` wrote into a gated model with the same sites.
 
     Raises:
         ArtifactError: a truncated or edited folder, one of another kind, or one for other sites.
     """
     artifact = _opened(folder)
     _check_sites(model, artifact)
-    tensors = load_file(artifact.file(GATES_FILE))
-    _assign(model.graph_module, {k: v for k, v in tensors.items() if k.startswith("rank_router")}, folder)
+    tensors, gates = load_file(artifact.file(GATES_FILE)), gate_tensors(model.graph_module)
+    _assign(model.graph_module, {name: value for name, value in tensors.items() if name in gates}, folder)
 
 
 def from_pretrained(
@@ -48,27 +57,56 @@ def from_pretrained(
     """
     artifact = _opened(folder)
     manifest = artifact.manifest
-    options: dict[str, Any] = manifest["method"]["options"]
-    values: Any = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    config = CCM(**values)
-    rows = manifest["sites"]
-    lora = AttachLora(
-        config.rank,
-        config.scale_alpha,
-        config.lora_dropout,
-        tuple(row["name"] for row in rows),
-        tuple((row["name"], row["rank"], row["scale"] * row["rank"]) for row in rows),
+    configs = tuple(_config(name, entry["options"], folder) for name, entry in manifest["methods"].items())
+    gated = build_gated(
+        model,
+        configs,
+        None,
+        example_inputs=example_inputs,
+        adapters=_saved_lora(configs[0], manifest["sites"]),
+        resolved={name: entry["budget"] for name, entry in manifest["methods"].items()},
+        share_frozen=share_frozen,
     )
-    gated = build_gated(model, config, "100%", example_inputs=example_inputs, lora=lora, share_frozen=share_frozen)
-    gated.budget = float(manifest["budget"])
-    for router in gated.routers():
-        router.budget = gated.budget
     _check_sites(gated, artifact)
     names = {plain_name(name): name for name, _ in gated.graph_module.named_parameters() if ".lora_" not in name}
     trained = {names.get(name, name): tensor for name, tensor in load_file(artifact.file(GATES_FILE)).items()}
     _assign(gated.graph_module, trained, folder)
     _assign_adapter(gated.graph_module, load_file(artifact.file(ADAPTER_FILE)), folder)
     return gated
+
+
+def _config(name: str, options: Mapping[str, Any], folder: str | Path) -> AdapterConfig:
+    """A method's config from its saved options.
+
+    Raises:
+        ArtifactError: a method or an option that this gatefx does not have.
+    """
+    if name not in METHODS:
+        raise ArtifactError(f"This gatefx has no method {name!r}.", given=str(folder), expected=", ".join(METHODS))
+    try:
+        return type(METHODS[name])(**{field: _frozen(value) for field, value in options.items()})
+    except TypeError as error:
+        raise ArtifactError(
+            f"The saved options are not {name}'s.", given=str(error), remedy="use the gatefx that saved them"
+        ) from error
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that configs hold."""
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _saved_lora(config: AdapterConfig, rows: Sequence[Mapping[str, Any]]) -> AttachLora | None:
+    """LoRA on the saved sites with their ranks and scales; None where the methods' own adapters were saved."""
+    if not rows:
+        return None
+    return AttachLora(
+        config.rank,
+        config.scale_alpha,
+        config.lora_dropout,
+        tuple(row["name"] for row in rows),
+        tuple((row["name"], row["rank"], row["scale"] * row["rank"]) for row in rows),
+    )
 
 
 def _opened(folder: str | Path) -> Artifact:

@@ -22,7 +22,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 import gatefx
 from gatefx.models.packaged import batches, encoder, sentences
-from gatefx.passes.methods.ccm import GatedModel
+from gatefx.passes.gated import GatedModel
 
 
 def sample(seed: int, count: int) -> tuple[list[str], list[int]]:

@@ -2,77 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..config import Budget, resolve_budget
-from ..errors import BudgetError
-from ..models.configs.ccm import CCM
+from ..config import AdapterConfig, Budget, resolve_budget, resolve_share
+from ..errors import BudgetError, MethodError
 from ..models.gates import HardRankRouter
 from ..models.task_loss import TaskLoss
-from .cost import Form
+from .decision import Decision
 from .graph.edit import get_tensor
 from .harden.calibrate import Calibration
-from .harden.rank_router import LEVEL
+from .methods.ccm_deploy import RankDecision
 from .program import Answer, GraphProgram
 from .report import Report
-
-
-@dataclass(frozen=True)
-class DeployedSite:
-    """One adapter site of a deployed model.
-
-    Attributes:
-        form: "gathered", "masked", "lora" (its gate turned static) or "merged" (folded into the layer's weight).
-        mean_rank: ranks computed per example on the calibration data, or all of them where none was given.
-    """
-
-    name: str
-    d_in: int
-    d_out: int
-    rank: int
-    form: str
-    mean_rank: float
-
-    def to_json(self) -> dict[str, object]:
-        """Plain data for an artifact's manifest."""
-        return asdict(self)
+from .sites import DeployedSite, sites_at
 
 
 class DeployedModel(GraphProgram):
     """What `optimize` returns: call it like the model it came from.
 
     Attributes:
-        method: the config; sites: every adapter site and the form it took.
-        calibrated_budget: the budget of `optimize`, for which ranks were measured site by site.
-        calibration: level and rank distribution on the calibration data; None without data or without routers.
+        methods: name → the method's config, in the order in which they act; decisions: what each decided.
+        sites: every adapter site and the form it took.
     """
 
-    def __init__(  # noqa: PLR0913  # keyword-only facts about one deployment
+    def __init__(  # keyword-only facts about one deployment
         self,
         graph_module: fx.GraphModule,
         reference: fx.GraphModule,
         *,
-        method: CCM,
-        budget: float,
+        methods: Mapping[str, AdapterConfig],
+        decisions: Mapping[str, Decision],
         sites: tuple[DeployedSite, ...],
-        calibration: Calibration | None,
         loss: TaskLoss,
         model_config: Any,
         report: Report,
     ) -> None:
         super().__init__(graph_module, loss=loss, model_config=model_config, report=report)
         self._reference = GraphProgram(reference, loss=loss, model_config=model_config, report=report)
-        self.method = method
+        self.methods = dict(methods)
+        self.decisions = dict(decisions)
         self.sites = sites
-        self.calibration = calibration
-        self.calibrated_budget = budget
         self._calibrated_sites = sites
-        self._budget = budget
+        self._budgets = self.calibrated_budgets
         self.eval()
         self.requires_grad_(False)
 
@@ -90,37 +65,69 @@ class DeployedModel(GraphProgram):
         super().train(False)
         return self
 
+    @property
+    def method(self) -> AdapterConfig:
+        """The config of the model's only method.
+
+        Raises:
+            MethodError: the model has several; see `methods`.
+        """
+        if len(self.methods) > 1:
+            raise MethodError("The model has several methods.", given=", ".join(self.methods), expected="model.methods")
+        return next(iter(self.methods.values()))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """Level and rank distribution of a rank routing on the calibration data; None without data or routing."""
+        decision = self.decisions.get("ccm")
+        return decision.calibration if isinstance(decision, RankDecision) else None
+
+    @property
+    def calibrated_budgets(self) -> dict[str, float | None]:
+        """The budgets of `optimize`, for which the sites were measured."""
+        return {name: decision.budget for name, decision in self.decisions.items()}
+
+    @property
+    def budgets(self) -> dict[str, float | None]:
+        """The budgets in force, by method."""
+        return dict(self._budgets)
+
+    @property
+    def budget(self) -> Any:
+        """The budget in force, in the method's unit; of several methods a dict by name.
+
+        May be set to any budget that the calibration covers: a number or a share, of several methods a dict with
+        those that change.
+        """
+        return next(iter(self._budgets.values())) if len(self._budgets) == 1 else self.budgets
+
+    @budget.setter
+    def budget(self, budget: Budget | Mapping[str, Budget]) -> None:
+        given = self._by_method(budget)
+        resolved = {name: self._resolved(name, value) for name, value in given.items()}
+        for name, number in resolved.items():
+            runtime = self.decisions[name].runtime
+            if runtime is not None:
+                value = runtime.value(number)
+                # Both graphs start with one tensor, but moving or casting a module gives each its own.
+                for graph in (self.graph_module, self.reference_graph):
+                    get_tensor(graph, runtime.buffer).fill_(value)
+        self._budgets |= resolved
+        same = self._budgets == self.calibrated_budgets
+        self.sites = self._calibrated_sites if same else sites_at(self._calibrated_sites, self._budgets)
+
+    def changeable(self) -> tuple[str, ...]:
+        """The methods whose budget may change at run time: what they decide is still read in the compacted graph."""
+        buffers = dict(self.graph_module.named_buffers())
+        return tuple(
+            name
+            for name, decision in self.decisions.items()
+            if decision.runtime is not None and decision.runtime.buffer in buffers
+        )
+
     def hard_routers(self) -> tuple[HardRankRouter, ...]:
         """The deployed routers; both graphs share them."""
         return tuple(m for m in self.graph_module.modules() if isinstance(m, HardRankRouter))
-
-    @property
-    def budget(self) -> float:
-        """Mean ranks per example and site; may be set to any budget the calibration covers."""
-        return self._budget
-
-    @budget.setter
-    def budget(self, budget: Budget) -> None:
-        if self.calibration is None or not self.hard_routers():
-            raise BudgetError(
-                "This model's budget cannot change at run time.",
-                given=f"budget={budget!r}",
-                expected="a model optimized with data= and at least one routed site",
-                remedy="call gatefx.optimize(model, budget=…, data=calibration_batches)",
-            )
-        ranks = resolve_budget(budget, limit=max(site.rank for site in self.sites))
-        level = self.calibration.level_for(ranks)
-        # Both graphs start with one tensor, but moving or casting a module gives each its own.
-        for graph in (self.graph_module, self.reference_graph):
-            get_tensor(graph, LEVEL).fill_(level)
-        self._budget = ranks
-        self.sites = self._calibrated_sites if ranks == self.calibrated_budget else tuple(self._sites_at(ranks))
-
-    def _sites_at(self, budget: float) -> Iterator[DeployedSite]:
-        """The sites under a budget whose rank per site was not measured: the routed ones get the mean."""
-        for site in self._calibrated_sites:
-            routed = site.form in (Form.GATHERED, Form.MASKED)
-            yield replace(site, mean_rank=min(budget, site.rank)) if routed else site
 
     @torch.no_grad()
     def effective_ranks(self, inputs: Mapping[str, Tensor]) -> Tensor:
@@ -136,3 +143,36 @@ class DeployedModel(GraphProgram):
             for handle in handles:
                 handle.remove()
         return torch.cat(counts, dim=1) if counts else torch.empty(0, 0)
+
+    def _by_method(self, budget: Budget | Mapping[str, Budget]) -> Mapping[str, Budget]:
+        if not isinstance(budget, Mapping):
+            if len(self.methods) > 1:
+                raise BudgetError(
+                    "The model has several methods.",
+                    given=f"budget={budget!r}",
+                    expected=f"a dict with some of {', '.join(self.methods)}",
+                )
+            return {next(iter(self.methods)): budget}
+        unknown = [name for name in budget if name not in self.methods]
+        if unknown:
+            raise BudgetError(
+                "The model has no such method.", given=", ".join(unknown), expected=", ".join(self.methods)
+            )
+        return budget
+
+    def _resolved(self, name: str, budget: Budget) -> float:
+        """A budget in the method's unit, which its table covers."""
+        decision = self.decisions[name]
+        if decision.runtime is None or name not in self.changeable():
+            raise BudgetError(
+                "This model's budget cannot change at run time.",
+                given=f"budget={budget!r} ({name})",
+                expected="a model optimized with data= and at least one gate that is left",
+                remedy="call gatefx.optimize(model, budget=…, data=calibration_batches)",
+            )
+        if decision.limit == 1:
+            number = resolve_share(budget, unit=decision.runtime.unit)
+        else:
+            number = resolve_budget(budget, limit=int(decision.limit), unit=decision.runtime.unit)
+        decision.runtime.value(number)
+        return number

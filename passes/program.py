@@ -73,11 +73,18 @@ class GraphProgram(nn.Module):
             InputError: inputs that do not fit the signature.
         """
         labels = {k: v for k, v in inputs.items() if k in LABEL_NAMES and v is not None}
-        tensors = self.signature.arrange({k: v for k, v in inputs.items() if k not in LABEL_NAMES})
-        outputs = Answer(self.graph_module(*tensors))
+        outputs = Answer(self.graph_module(*self.arrange(inputs)))
         if not labels:
             return outputs
         return Answer({**self._losses(outputs, labels), **outputs})
+
+    def arrange(self, inputs: Mapping[str, object]) -> list[Tensor]:
+        """The graph's inputs in its order, labels left out.
+
+        Raises:
+            InputError: inputs that do not fit the signature.
+        """
+        return self.signature.arrange({k: v for k, v in inputs.items() if k not in LABEL_NAMES})
 
     def _losses(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Any]) -> dict[str, Tensor]:
         return {"loss": self.loss(outputs, labels)}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -30,3 +31,26 @@ class DeployedSite:
     def to_json(self) -> dict[str, object]:
         """Plain data for an artifact's manifest."""
         return asdict(self)
+
+
+def sites_at(sites: tuple[DeployedSite, ...], budgets: Mapping[str, float | None]) -> tuple[DeployedSite, ...]:
+    """The sites under budgets for which they were not measured one by one: each gated one gets the mean.
+
+    Args:
+        sites: as calibrated; budgets: by method, ranks for "ccm", shares of tokens for "tspeft" and "gatera".
+    """
+    ranks, shares = budgets.get("ccm"), [budgets.get(name) for name in ("tspeft", "gatera")]
+    share = next((value for value in shares if value is not None), None)
+    rows = []
+    for site in sites:
+        if site.form in _RANK_FORMS and ranks is not None:
+            rows.append(replace(site, mean_rank=min(ranks, site.rank)))
+        elif site.form in _TOKEN_FORMS and share is not None:
+            rows.append(replace(site, update_share=share))
+        else:
+            rows.append(site)
+    return tuple(rows)
+
+
+_RANK_FORMS = ("gathered", "masked")
+_TOKEN_FORMS = ("skipping", "routed")

@@ -85,7 +85,7 @@ class ArtifactWriter:
     ```
     with ArtifactWriter("out") as writer:
         (writer.path / "model.onnx").write_bytes(...)
-        writer.commit({"method": "ccm", "budget": 6, "inputs": [...], "outputs": [...], "axes": {...}})
+        writer.commit({"methods": {"ccm": {}}, "budget": 6, "inputs": [...], "outputs": [...], "axes": {...}})
     ```
 
     Files go to a hidden sibling of the folder; `commit` hashes them, writes the manifest and renames. Leaving the

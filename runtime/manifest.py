@@ -19,8 +19,8 @@ MANIFEST_FILE = "gatefx.json"
 SCHEMA_VERSION = 1
 SEAL = "manifest_sha256"
 
-DESCRIBED = ("method", "budget", "inputs", "outputs", "axes")
-"""What the exporter must state. Further fields (`sites`, `report`, `runtime_budget`, …) are free."""
+DESCRIBED = ("methods", "budget", "inputs", "outputs", "axes")
+"""What the exporter must state. Further fields (`sites`, `report`, `runtime_budgets`, …) are free."""
 
 _WRITTEN = ("schema_version", "versions", "files", SEAL)
 _VERSIONED = ("gatefx", "torch", "onnx", "onnxruntime", "transformers")

@@ -11,6 +11,7 @@ import torch
 
 import gatefx
 from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -76,7 +77,7 @@ def test_logs_hold_the_gates_diagnostics(whole: tuple[Any, Path]) -> None:
         assert 1 <= row["effective_rank"] <= 4
         assert {"gate_entropy", "gate_temperature", "gate_coverage", "gate_penalty", "gate_collapse_rate"} <= set(row)
     assert rows[-1]["gate_temperature"] < rows[0]["gate_temperature"]
-    assert int(whole[0].model.routers()[0].updates) == 6
+    assert int(routers_of(whole[0].model.graph_module)[0].updates) == 6
 
 
 def test_checkpoints_hold_gates_that_load(whole: tuple[Any, Path]) -> None:
@@ -93,7 +94,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one(whole: tuple[Any, Path], tmp
     resumed = trainer_in(tmp_path)
     resumed.train(resume_from_checkpoint=str(folder / "checkpoint-3"))
 
-    assert int(resumed.model.routers()[0].updates) == 6
+    assert int(routers_of(resumed.model.graph_module)[0].updates) == 6
     wanted, found = trainer.model.state_dict(), resumed.model.state_dict()
     for name, value in wanted.items():
         assert torch.equal(found[name], value), name
@@ -114,4 +115,4 @@ def test_gradients_may_be_accumulated(tmp_path: Path) -> None:
     trainer = trainer_in(tmp_path, steps=3, gradient_accumulation_steps=2)
     trainer.train()
 
-    assert int(trainer.model.routers()[0].updates) == 3
+    assert int(routers_of(trainer.model.graph_module)[0].updates) == 3

@@ -13,7 +13,8 @@ import gatefx
 from gatefx.errors import BudgetError, InputError, MethodError, SiteError, UntrainedGateError
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
-from gatefx.passes.methods.ccm import GatedModel
+from gatefx.passes.gated import GatedModel
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 peft = pytest.importorskip("peft")
 
@@ -34,7 +35,7 @@ def lora(seed: int = 0, **options: Any) -> nn.Module:
 
 def trained(config: gatefx.CCM = SMALL, budget: Any = 3, steps: int = 3, **options: Any) -> GatedModel:
     gated = gatefx.prepare(lora(**options), config, budget=budget, example_inputs=DATA[0]).train()
-    for router in gated.routers():
+    for router in routers_of(gated.graph_module):
         nn.init.normal_(router.heads.weight)
     optimiser = torch.optim.AdamW([p for p in gated.parameters() if p.requires_grad], lr=1e-3)
     schedule = gated.schedule(steps)
@@ -164,7 +165,7 @@ def test_forms_are_forms_of_one_function(gated: GatedModel, forms: Any, fast: De
 
 def test_gates_that_never_vary_may_be_frozen(tolerance: Any) -> None:
     gated = trained()
-    for router in gated.routers():
+    for router in routers_of(gated.graph_module):
         nn.init.zeros_(router.heads.weight)
         nn.init.normal_(router.heads.bias)
     loose = gatefx.optimize(gated, data=DATA, forms="gathered", verify=True)
@@ -243,7 +244,7 @@ def test_untrained_gates_need_data() -> None:
     with pytest.raises(UntrainedGateError, match=r"no data to fit them on(.|\n)*data=\[batch"):
         gatefx.optimize(lora(), budget=3)
     untrained = gatefx.prepare(lora(), SMALL, budget=3, example_inputs=DATA[0])
-    with pytest.raises(UntrainedGateError, match="routers with 0 updates"):
+    with pytest.raises(UntrainedGateError, match="gates of ccm with 0 updates"):
         gatefx.optimize(untrained)
 
 

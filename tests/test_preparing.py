@@ -13,6 +13,8 @@ import gatefx
 from gatefx.errors import BudgetError, CaptureError, InputError, MethodError, SiteError
 from gatefx.models.gates import RankRouter
 from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.passes.methods.ccm_diagnostics import site_names
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 peft = pytest.importorskip("peft")
 
@@ -70,7 +72,7 @@ def test_a_peft_model_with_open_gates_is_itself_bit_for_bit() -> None:
 
     inputs = example(5, 9)
     assert torch.equal(gated(**inputs).logits, model(**inputs).logits)
-    assert {router.max_rank for router in gated.routers()} == {7}
+    assert {router.max_rank for router in routers_of(gated.graph_module)} == {7}
 
 
 def test_what_a_peft_user_trains_goes_on_training() -> None:
@@ -166,4 +168,4 @@ def test_other_families_are_prepared(family: str) -> None:
     other = tiny_inputs(model, batch=2, tokens=9, seed=1)
     with torch.no_grad():  # with gradients torch picks kernels by what is frozen
         assert torch.equal(gated(**other).logits, model(**other).logits)
-    assert len(gated.site_names()) >= 8
+    assert len(site_names(gated.graph_module)) >= 8

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 import gatefx
 from gatefx.models.packaged import MODELS, PackagedDataError, encoder
+from gatefx.passes.gated import GatedModel
 from gatefx.passes.harden.freeze import FreezeRegularization
 from gatefx.passes.harden.static_gates import open_every_gate
-from gatefx.passes.methods.ccm import GatedModel
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 pytestmark = pytest.mark.packages
 ONNX_TOLERANCE = 1e-4  # absolute, on logits
@@ -62,11 +63,11 @@ def test_open_gates_are_the_adapter_bit_for_bit(gated: tuple[nn.Module, nn.Modul
     with torch.no_grad():
         wanted = adapted(**batch).logits
         assert torch.equal(opened(*model.signature.arrange(batch))["logits"], wanted)
-        for router in model.routers():
+        for router in routers_of(model.graph_module):
             router.coverage.fill_(1 - 1e-6)
             router.config = gatefx.CCM(k_min=16)
         assert torch.equal(model(**batch).logits, wanted)
-        for router in model.routers():
+        for router in routers_of(model.graph_module):
             router.config = model.method
             router.coverage.fill_(6 / 16)
 
@@ -75,7 +76,7 @@ def test_shut_gates_are_the_base_bit_for_bit(
     gated: tuple[nn.Module, nn.Module, GatedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, _, model = gated
-    (router,) = model.routers()
+    (router,) = routers_of(model.graph_module)
     sites, rank = len(router.site_ranks), router.max_rank
     monkeypatch.setattr(router, "forward", lambda state, mask=None: state.new_zeros(len(state), sites, rank))
     batch = ragged(model.signature.input_names, 5, 40, seed=3)
@@ -88,7 +89,7 @@ def test_onnx_runtime_answers_as_torch_over_ragged_batches(
 ) -> None:
     _, _, model = gated
     names = model.signature.input_names
-    model.routers()[0].updates.fill_(1)  # routers as initialised: untrained ones would be fitted first
+    routers_of(model.graph_module)[0].updates.fill_(1)  # routers as initialised: untrained ones would be fitted first
     fast = gatefx.optimize(model, data=[ragged(names, 8, 48, seed=s) for s in range(4)], forms="gathered")
     session = gatefx.load(gatefx.export(fast, tmp_path / "out"), threads=1)
     worst = 0.0

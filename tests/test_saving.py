@@ -14,7 +14,8 @@ import gatefx
 from gatefx.errors import ArtifactError, SiteError
 from gatefx.models.gates import RankRouter
 from gatefx.models.tiny import tiny, tiny_inputs
-from gatefx.passes.methods.ccm import GatedModel
+from gatefx.passes.gated import GatedModel
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 peft = pytest.importorskip("peft")
 
@@ -67,7 +68,7 @@ def exactly(first: nn.Module, second: nn.Module, batches: Any = BATCHES) -> None
 
 
 def open_gates(model: GatedModel) -> None:
-    for router in model.routers():
+    for router in routers_of(model.graph_module):
         router.register_forward_hook(lambda _m, _i, out: torch.ones_like(out))
 
 
@@ -79,7 +80,7 @@ def test_what_was_saved_comes_back_exactly(gated: GatedModel, folder: Path) -> N
     saved, found = gated.state_dict(), loaded.state_dict()
     assert saved.keys() == found.keys()
     assert all(torch.equal(value, found[name]) for name, value in saved.items())
-    (router,) = loaded.routers()
+    (router,) = routers_of(loaded.graph_module)
     assert (int(router.updates), router.budget) == (3, 2.0)
 
 
@@ -220,6 +221,6 @@ def test_routers_alone_are_read_from_the_folder(gated: GatedModel, folder: Path)
     fast = gatefx.optimize(model, SMALL, budget=2, data=[EXAMPLE], gates=folder)
 
     (mine,) = fast.hard_routers()
-    (theirs,) = gated.routers()
+    (theirs,) = routers_of(gated.graph_module)
     assert isinstance(mine.router, RankRouter)
     assert torch.equal(mine.router.heads.weight, theirs.heads.weight)

@@ -14,6 +14,8 @@ from gatefx import CCM
 from gatefx.errors import BudgetError, InputError, MethodError, SiteError, UntrainedGateError
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
+from gatefx.passes.methods.ccm_diagnostics import site_names
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 peft = pytest.importorskip("peft")
 EXAMPLE = tiny_inputs("bert", batch=4, tokens=9)
@@ -31,7 +33,7 @@ def adapted(**options: Any) -> nn.Module:
 
 def trained(model: nn.Module, budget: Any = 3, method: CCM | None = None) -> Any:
     gated = gatefx.prepare(model, method or CCM(), budget, example_inputs=EXAMPLE, verify=True)
-    for router in gated.routers():
+    for router in routers_of(gated.graph_module):
         router.updates.fill_(1)
     return gated
 
@@ -123,7 +125,7 @@ def test_routers_trained_without_a_schedule_are_not_refitted_silently() -> None:
 
 
 def test_casting_a_router_is_not_training_it() -> None:
-    (router,) = gatefx.prepare(adapted(), budget=3, example_inputs=EXAMPLE).routers()
+    (router,) = routers_of(gatefx.prepare(adapted(), budget=3, example_inputs=EXAMPLE).graph_module)
     assert not router.bfloat16().has_moved()
 
 
@@ -176,7 +178,7 @@ def test_trained_biases_come_back_over_the_plain_base(tmp_path: Path) -> None:
 def test_a_module_trained_whole_gets_no_adapter_and_peft_reads_it(tmp_path: Path) -> None:
     method = CCM(rank=8, train_modules=("classifier", "pooler"))
     gated = trained(tiny("bert"), budget="100%", method=method)
-    assert not any("pooler" in name for name in gated.site_names())
+    assert not any("pooler" in name for name in site_names(gated.graph_module))
     with torch.no_grad():
         for parameter in gated.parameters():
             if parameter.requires_grad:

@@ -10,7 +10,9 @@ import torch
 import gatefx
 from gatefx.errors import InputError, UntrainedGateError
 from gatefx.models.tiny import tiny, tiny_inputs
-from gatefx.passes.methods.ccm import GatedModel
+from gatefx.passes.gated import GatedModel
+from gatefx.passes.methods.ccm_diagnostics import layer_ranks
+from gatefx.passes.methods.ccm_schedule import records_of, routers_of
 
 BATCH = tiny_inputs("bert", batch=8, tokens=6)
 LABELS = torch.tensor([0, 1, 1, 0, 1, 0, 0, 1])
@@ -78,7 +80,9 @@ def test_the_schedule_cools_and_records() -> None:
     fit(gated, 4)
     schedule = gated.schedule(8)
 
-    assert float(gated.routers()[0].temperature) == pytest.approx(0.6), "four of eight steps, cosine 1.0 → 0.2"
+    assert float(routers_of(gated.graph_module)[0].temperature) == pytest.approx(0.6), (
+        "four of eight steps, cosine 1.0 → 0.2"
+    )
     gated.train()(**BATCH, labels=LABELS)
     row = schedule.step()
     assert schedule.history == [row]
@@ -93,19 +97,21 @@ def test_coverage_brings_the_mean_rank_to_the_budget() -> None:
     fit(gated, 20)
 
     gated.train()(**BATCH, labels=LABELS)
-    assert float(torch.cat([r.count.detach() for r in gated.records()], 1).mean()) == pytest.approx(2.0, abs=0.6)
+    assert float(torch.cat([r.count.detach() for r in records_of(gated.graph_module)], 1).mean()) == pytest.approx(
+        2.0, abs=0.6
+    )
 
 
 def test_layer_ranks_are_booked_on_their_layers() -> None:
     for router_input in ("first_site", "site"):
         gated = gated_of(router_input=router_input)
         gated.eval()(**BATCH)
-        assert list(gated.layer_ranks()) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
+        assert list(layer_ranks(gated)) == ["bert.encoder.layer.0", "bert.encoder.layer.1"]
 
 
 def test_records_before_a_call_are_refused() -> None:
     with pytest.raises(UntrainedGateError, match="call the model on a batch first"):
-        gated_of().records()
+        records_of(gated_of().graph_module)
 
 
 def test_a_run_resumed_from_a_state_dict_goes_on_where_it_was() -> None:

@@ -33,11 +33,19 @@ Model = Annotated[
     typer.Argument(help="Folder of trained gates (gated.save_pretrained), or a PEFT LoRA adapter.", show_default=False),
 ]
 Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
-Method = Annotated[str, typer.Option(help="How adapters decide.")]
-BudgetText = Annotated[
-    str | None,
+Method = Annotated[
+    list[str] | None,
     typer.Option(
-        "--budget", help='Mean ranks per example and site: "6", "0.4" or "40%".', show_default="the gates' own, or 6"
+        help="How adapters decide: ccm, masklora, tspeft, gatera, weightlora weightlora+; several if repeated.",
+        show_default="the gates' own, or ccm",
+    ),
+]
+BudgetText = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget",
+        help='In the method\'s unit or a share: "6", "0.4", "40%"; of several methods one each: "ccm=6".',
+        show_default="the gates' own, or the method's",
     ),
 ]
 Data = Annotated[
@@ -92,7 +100,7 @@ def _root(
 def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     model: Model,
     out: Out,
-    method: Method = "ccm",
+    method: Method = None,
     budget: BudgetText = None,
     data: Data = None,
     base: Base = None,
@@ -110,11 +118,11 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
 ) -> None:
     """Write an ONNX folder that ONNX Runtime, transformers and gatefx.load open."""
     with reported(debug):
-        from .compiling import CompileRequest, parse_budget, run_export
+        from .compiling import CompileRequest, parse_budgets, run_export
 
         request = CompileRequest(
-            model, out, method, parse_budget(budget), data, base, text_column, max_length, batch_size, distill_steps,
-            fold, freeze_static, forms, overwrite,
+            model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
+            distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
         _print_result(run_export(request, opset), request, as_json=as_json)
 
@@ -123,7 +131,7 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
 def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     model: Model,
     out: Out,
-    method: Method = "ccm",
+    method: Method = None,
     budget: BudgetText = None,
     data: Data = None,
     base: Base = None,
@@ -140,11 +148,11 @@ def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
 ) -> None:
     """Fit or calibrate gates, report what compiling them gives, and write adapter and gates."""
     with reported(debug):
-        from .compiling import CompileRequest, parse_budget, run_optimize
+        from .compiling import CompileRequest, parse_budgets, run_optimize
 
         request = CompileRequest(
-            model, out, method, parse_budget(budget), data, base, text_column, max_length, batch_size, distill_steps,
-            fold, freeze_static, forms, overwrite,
+            model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
+            distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
         _print_result(run_optimize(request), request, as_json=as_json)
 

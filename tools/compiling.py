@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Budget
-from ..errors import UntrainedGateError
-from ..models.configs.catalogue import resolve_method
+from ..config import Budget, Budgets
+from ..errors import BudgetError, UntrainedGateError
+from ..models.configs.catalogue import resolve_methods
+from ..models.configs.ccm import CCM
 from .console import Stages, messages
 from .model_folder import ModelFolder, check_target, open_model_folder
 from .texts import read_texts
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from ..passes.deployed import DeployedModel
-    from ..passes.methods.ccm import GatedModel
+    from ..passes.gated import GatedModel
 
     Batches = list[dict[str, Tensor]]
 
@@ -32,8 +33,8 @@ class CompileRequest:
 
     model: Path
     out: Path
-    method: str
-    budget: Budget | None
+    methods: tuple[str, ...]
+    budget: Budgets | None
     data: Path | None
     base: str | None
     text_column: str | None
@@ -56,10 +57,26 @@ class _Opened:
     example: dict[str, Tensor]
 
 
-def parse_budget(text: str | None) -> Budget | None:
-    """The budget as a person typed it: "6" counts ranks, "0.4" and "40%" are shares; the library judges the rest."""
-    if text is None:
+def parse_budgets(texts: Sequence[str] | None) -> Budgets | None:
+    """Budgets as a person typed them: one, or one per method as "ccm=6".
+
+    Raises:
+        BudgetError: several that do not name their methods.
+    """
+    if not texts:
         return None
+    named = dict(text.split("=", 1) for text in texts if "=" in text)
+    if not named and len(texts) == 1:
+        return parse_budget(texts[0])
+    if len(named) < len(texts):
+        raise BudgetError(
+            "Several budgets name a method each.", given=" ".join(texts), expected="for example ccm=6 masklora=0.5"
+        )
+    return {name: parse_budget(text) for name, text in named.items()}
+
+
+def parse_budget(text: str) -> Budget:
+    """A budget as a person typed it: "6" counts, "0.4" and "40%" are shares; the library judges the rest."""
     for kind in (int, float):
         try:
             return kind(text)
@@ -80,10 +97,9 @@ def run_optimize(request: CompileRequest) -> DeployedModel:
     with stages.stage("loading and gating the model", bars=True), _quiet():
         gated = _gated(request, opened)
         deployed = _deploy(request, opened, gated)
-        gated.budget = deployed.budget
-        if deployed.calibration is not None and deployed.calibration.rule == "coverage":
-            for router in gated.routers():
-                router.coverage.fill_(deployed.calibration.coverage)
+        for name, method in gated.methods.items():
+            method.budget = deployed.calibrated_budgets[name]
+            method.keep_calibration(gated.graph_module, deployed.decisions[name])
         gated.save_pretrained(request.out, overwrite=request.overwrite)
     return deployed
 
@@ -107,8 +123,13 @@ def run_export(request: CompileRequest, opset: int) -> DeployedModel:
 def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
     """Everything that can be refused without loading a model is refused first."""
     folder = open_model_folder(request.model, request.base)
-    resolve_method(request.method)
-    folder.check_budget(request.budget)
+    resolve_methods(request.methods or "ccm")
+    if (
+        request.budget is not None
+        and not isinstance(request.budget, Mapping)
+        and request.methods in ((), (CCM.method,))
+    ):
+        folder.check_budget(request.budget)
     check_target(request.out, overwrite=request.overwrite)
     texts = None if request.data is None else read_texts(request.data, request.text_column)
     if folder.manifest is None and texts is None:
@@ -133,22 +154,18 @@ def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
 
 def _gated(request: CompileRequest, opened: _Opened) -> GatedModel:
     """The model with trained gates: loaded, or fitted on the data."""
-    from ..passes.harden.distill import distill_gates
+    from ..deploy import fit_untrained
     from ..preparing import build_gated
     from .model_loading import load_gated, load_peft
 
     folder = opened.folder
     if folder.manifest is not None:
         return load_gated(folder, opened.example)
-    # Without a budget named, the method's usual one, as gatefx.prepare has it.
-    budget = 6 if request.budget is None else request.budget
     gated = build_gated(
-        load_peft(folder), resolve_method(request.method), budget,
-        example_inputs=opened.example, lora=None, share_frozen=True,
+        load_peft(folder), resolve_methods(request.methods or "ccm"), request.budget,
+        example_inputs=opened.example, attach=False, share_frozen=True,
     )  # fmt: skip
-    if gated.budget < folder.largest_rank:
-        quality = distill_gates(gated, opened.batches or [], steps=request.distill_steps)
-        gated.report = gated.report.extended(notes=(str(quality),))
+    fit_untrained(gated, opened.batches, steps=request.distill_steps)
     return gated
 
 

@@ -14,7 +14,8 @@ from ..deploy import optimize
 from ..exporting import export, load
 from ..models.hf import quiet, transformers_for
 from ..passes.deployed import DeployedModel
-from ..passes.methods.ccm import GatedModel
+from ..passes.gated import GatedModel
+from ..passes.methods.ccm_diagnostics import site_names
 from ..runtime.profile import pinned_threads
 from .console import Stages, messages, output, without_warnings
 from .demo_folder import MARKER, choose_folder, staged
@@ -90,7 +91,7 @@ def _measure(
         ccm_accuracy=ccm_accuracy,
         exported_accuracy=exported_accuracy,
         ranks=ranks,
-        site_names=gated.site_names(),
+        site_names=site_names(gated.graph_module),
         sites=[site.to_json() for site in deployed.sites],
         report=deployed.report.to_json(),
         served=served,

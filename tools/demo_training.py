@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..models.configs.ccm import CCM
 from ..models.packaged import batches, encoder, sentences
 from ..models.packaged_text import LabelledText, Text
-from ..passes.methods.ccm import GatedModel
+from ..passes.gated import GatedModel
 from ..preparing import build_gated, prepare
 from .demo_settings import DemoSettings
 from .peft_models import attach_lora
@@ -109,7 +109,7 @@ def train_ccm(gated: GatedModel, data: DemoData) -> TrainingRun:
 def capture_lora(model: nn.Module, settings: DemoSettings, data: DemoData) -> GatedModel:
     """The trained LoRA model as a graph, which optimize deploys as it is or merged when the budget is every rank."""
     config = CCM(rank=settings.rank, alpha=settings.alpha)
-    return build_gated(model, config, "100%", example_inputs=data.calibration[0], lora=None, share_frozen=True)
+    return build_gated(model, (config,), "100%", example_inputs=data.calibration[0], attach=False, share_frozen=True)
 
 
 def _encoder(settings: DemoSettings, data: DemoData, seed: int) -> nn.Module:

@@ -18,6 +18,15 @@ _MILLION = 1e6
 _DECLINED_SHOWN = 8  # per pass, on the console; --json has them all
 
 
+_UNITS = {
+    "ccm": "ranks per example and site",
+    "masklora": "of the tokens",
+    "tspeft": "of the tokens take the update",
+    "gatera": "of the tokens take the update",
+    "weightlora": "sites",
+}
+
+
 def describe(folder: Path) -> dict[str, Any]:
     """The manifest of a verified folder, and beside each version it was written with the one installed here.
 
@@ -51,7 +60,7 @@ def show_report(description: Mapping[str, Any], console: Console) -> None:
     console.print(_passes(report["passes"]))
     for entry in report["passes"]:
         _declined(entry, console)
-    prediction = report["facts"].get("prediction")
+    prediction = report["facts"].get("ccm", {}).get("prediction")
     if prediction:
         console.print(f"prediction: {predicted(prediction)}")
     notes = [f"{entry['name']}: {note}" for entry in report["passes"] for note in entry["notes"]]
@@ -78,23 +87,33 @@ def predicted(prediction: Mapping[str, Any]) -> str:
 
 def _facts(description: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
-    options = description["method"]["options"]
     axes = description["axes"]
     rows = {
-        "method": description["method"]["name"],
-        "budget": f"{description['budget']:g} ranks per example and site",
-        "gate": f"{options['gate']}, k by {options['k']}, buckets {', '.join(map(str, options['buckets']))}",
+        "method": ", ".join(description["methods"]),
+        **_gates(description["methods"]),
         "inputs": ", ".join(f"{name} [{', '.join(axes.get(name, []))}]" for name in description["inputs"]),
         "outputs": ", ".join(description["outputs"]),
     }
     if "opset" in description:
         rows["opset"] = str(description["opset"])
-    if "runtime_budget" in description:
-        budgets = [row[0] for row in description["runtime_budget"]["table"]]
-        rows["budget at run time"] = f"{min(budgets):g} to {max(budgets):g} ranks"
+    for name, entry in description.get("runtime_budgets", {}).items():
+        budgets = [row[0] for row in entry["table"]]
+        rows[f"{name} at run time"] = f"{min(budgets):g} to {max(budgets):g} {entry.get('unit', '')}".strip()
     for name, value in rows.items():
         table.add_row(f"[cyan]{name}[/cyan]", escape(value))
     return table
+
+
+def _gates(methods: Mapping[str, Any]) -> dict[str, str]:
+    """Budget of every method, and of ccm how it gates."""
+    rows = {}
+    for name, entry in methods.items():
+        budget, options = entry["budget"], entry["options"]
+        rows[f"{name} budget"] = "as trained" if budget is None else f"{budget:g} {_UNITS.get(name, '')}".strip()
+        if name == "ccm":
+            buckets = ", ".join(map(str, options["buckets"]))
+            rows["gate"] = f"{options['gate']}, k by {options['k']}, buckets {buckets}"
+    return rows
 
 
 def _sites(sites: Sequence[Mapping[str, Any]], *, gates: bool) -> Table:

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..models.families import HEAD_MODULES
 from ..models.hf import quiet, transformers_for
 from ..models.packaged_text import batches
-from ..passes.methods.ccm import GatedModel
+from ..passes.gated import GatedModel
 from ..saving import from_pretrained
 from .model_folder import ADAPTER_WEIGHTS, ModelFolder
 from .peft_models import load_adapter

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..passes.methods.ccm import GatedModel, GateStep
+from ..passes.gated import GatedModel
+from ..passes.methods.ccm_schedule import GateSchedule, GateStep
 from ..progress import track
 
 LEARNING_RATE = 1e-3
@@ -52,7 +53,7 @@ def train(
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimiser = torch.optim.AdamW(parameters, lr=learning_rate)
     rate = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.0, len(batches))
-    schedule = model.schedule(len(batches)) if isinstance(model, GatedModel) else None
+    schedule = model.schedule(len(batches), optimiser) if isinstance(model, GatedModel) else None
     losses: list[float] = []
     started = time.perf_counter()
     model.train()
@@ -67,6 +68,6 @@ def train(
         if schedule is not None:
             schedule.step()
     model.eval()
-    gates = () if schedule is None else tuple(schedule.history)
-    rate_of_collapse = 0.0 if schedule is None else schedule.collapse_rate()
+    gates = tuple(schedule.history) if isinstance(schedule, GateSchedule) else ()
+    rate_of_collapse = schedule.collapse_rate() if isinstance(schedule, GateSchedule) else 0.0
     return TrainingRun(tuple(losses), gates, rate_of_collapse, time.perf_counter() - started)

@@ -40,7 +40,7 @@ def resolve_methods(method: object) -> tuple[AdapterConfig, ...]:
         MethodError: an unknown method, none at all, or one that is named twice.
     """
     several = isinstance(method, Sequence) and not isinstance(method, str)
-    configs = [resolve_method(item) for item in method] if several else [resolve_method(method)]  # type: ignore[union-attr,attr-defined]  # several says that it is a sequence
+    configs = [resolve_method(item) for item in method] if several else [resolve_method(method)]  # type: ignore[attr-defined]  # several says that it is a sequence
     names = [kind_of(config) for config in configs]
     if not configs or len(set(names)) < len(names):
         raise MethodError(

@@ -48,6 +48,7 @@ class CCM(AdapterConfig):
     """
 
     method: ClassVar[str] = "ccm"
+    deploy_fields: ClassVar[tuple[str, ...]] = ("buckets",)
 
     pool: Pool = "mean"
     prefix: int | None = None

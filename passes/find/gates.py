@@ -43,3 +43,8 @@ def gated_sites(graph_module: fx.GraphModule) -> dict[str, tuple[AdapterSite, ..
     # Gates that read one state stand in another order than the sites they gate.
     sources = [node for node in graph_module.graph.nodes if node in found]
     return {str(node.target): tuple(found[node][index] for index in sorted(found[node])) for node in sources}
+
+
+def gated_site_names(graph_module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
+    """Router name → names of the sites it gates, in the order of its outputs."""
+    return {router: tuple(site.name for site in sites) for router, sites in gated_sites(graph_module).items()}

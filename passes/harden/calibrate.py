@@ -19,8 +19,9 @@ from ...models.gate_functions import select_ranks
 from ...models.level_solver import LevelSolver
 from ...models.rank_statistics import RankSummary, rank_summary
 from ...progress import track
+from ..find.gates import gated_site_names
 from ..graph.signature import signature_of
-from ..methods.ccm import gated_site_names, routers_of
+from ..methods.ccm_schedule import routers_of
 
 _TABLE_STEP = 0.5  # ranks
 

@@ -1,100 +1,131 @@
 """Distill: gates that were never trained are fitted to reproduce the ungated model within the budget.
 
-    minimise over the routers alone   KL(ungated ‖ gated) + gate terms   on unlabelled batches
+    minimise over one method's gates alone   KL(ungated ‖ gated) + gate terms   on unlabelled batches
 
-Adapters, head and base stay as they are. The teacher is the same graph with its gates opened, so both share weights.
+Adapters, head and base stay as they are. The teacher is the same graph with its gates taken out, so both share weights.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from ...models.families import ATTENTION_MASK
+from ...models.gate_modules import GATE_MODULES
 from ...progress import track
+from ..chain import Chain
 from ..graph.signature import signature_of
-from ..methods.ccm import GatedModel, routers_of
 from .freeze import FreezeRegularization
-from .static_gates import open_every_gate
+
+if TYPE_CHECKING:
+    from ..gated import GatedModel
+
+#: Last steps that quality figures average.
+LAST = 20
 
 _LEARNING_RATE = 2e-3
 _CLIP = 1.0
 _LOGITS = 2  # axes of (B, classes); with tokens between them there are more
-_REPORTED = 20  # last steps that the quality figures average
 
 
-@dataclass(frozen=True)
-class DistillationQuality:
-    """How near the fitted gates come: mean KL (nats) to the ungated model and mean effective rank, last steps."""
-
-    steps: int
-    divergence: float
-    effective_rank: float
-
-    def __str__(self) -> str:
-        return (
-            f"routers fitted by distillation in {self.steps} steps: KL {self.divergence:.4f} to the ungated model, "
-            f"effective rank {self.effective_rank:.2f}"
-        )
-
-
-def distill_gates(
-    model: GatedModel, data: Sequence[Mapping[str, Tensor]], *, steps: int, show: bool | None = None
-) -> DistillationQuality:
-    """Fit the routers of `model` in place; nothing else of it changes.
+def distill(
+    model: GatedModel,
+    data: Sequence[Mapping[str, Tensor]],
+    *,
+    method: str,
+    parameters: Sequence[nn.Parameter],
+    penalty: Callable[[], Tensor | None],
+    after: Callable[[], object],
+    steps: int,
+    show: bool | None = None,
+) -> float:
+    """Fit one method's gates in place; nothing else of the model changes.
 
     Args:
         model: a gated model; data: unlabelled batches, cycled through; steps: optimiser steps.
+        method: whose gates; those of the model's other methods are open meanwhile.
+        parameters: the gates' own; penalty: their term of the objective on the last batch, None where there is none.
+        after: called after every step.
+
+    Returns:
+        Mean KL in nats (see `output_divergence`) over the last steps.
     """
-    student = FreezeRegularization()(model.graph_module).graph_module
-    teacher = open_every_gate(student)(student).graph_module
-    student.train(mode=False)
-    routers = routers_of(student)
-    parameters = [p for router in routers for p in router.parameters()]
-    trainable = {p: p.requires_grad for p in model.parameters()}
-    rows: list[tuple[float, float]] = []
+    student, teacher = student_and_teacher(model, method)
+    rows: list[float] = []
+    optimiser = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.0)
+    with _only_these_train(model, student, parameters), torch.enable_grad():
+        for batch in track(_cycle(data, steps), f"fitting {method}'s gates", show=show, total=steps):
+            rows.append(_step(student, teacher, batch, penalty, optimiser))
+            after()
+    return float(np.mean(rows[-LAST:]))
+
+
+def student_and_teacher(model: GatedModel, method: str) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Two graphs without dropout that share the model's tensors: only `method`'s gates act, and none act."""
+    student = Chain(model.graph_module).then(FreezeRegularization())
+    for name, other in model.methods.items():
+        if name != method:
+            student = student.then(*other.open_gates(student.graph))
+    student.graph.train(mode=False)
+    teacher = student.then(*model.methods[method].open_gates(student.graph))
+    return student.graph, teacher.graph
+
+
+@contextmanager
+def _only_these_train(model: GatedModel, student: fx.GraphModule, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gates of the student in training mode, every other module and parameter as in serving."""
+    flags = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    gates = [module for module in student.modules() if isinstance(module, GATE_MODULES)]
+    modes = {module: module.training for module in gates}
     try:
-        for parameter in trainable:
+        for parameter in flags:
             parameter.requires_grad_(False)
         for parameter in parameters:
             parameter.requires_grad_(True)
-        optimiser = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.0)
-        schedule = model.schedule(steps)
-        for router in routers:
-            router.train()
-        for batch in track(_cycle(data, steps), "fitting the routers", show=show, total=steps):
-            divergence = _step(student, teacher, batch, model, optimiser)
-            rows.append((divergence, schedule.step().ranks.mean))
+        for gate in gates:
+            gate.train()
+        yield
     finally:
-        for parameter, flag in trainable.items():
+        for parameter, flag in flags.items():
             parameter.requires_grad_(flag)
-        for router in routers:
-            router.train(model.training)
-    last = torch.tensor(rows[-_REPORTED:]).mean(0).tolist()
-    return DistillationQuality(steps, last[0], last[1])
+        for gate in gates:
+            gate.train(modes[gate])
 
 
 def _step(
     student: fx.GraphModule,
     teacher: fx.GraphModule,
     batch: Mapping[str, Tensor],
-    model: GatedModel,
+    penalty: Callable[[], Tensor | None],
     optimiser: torch.optim.Optimizer,
 ) -> float:
     inputs = signature_of(student).arrange(batch)
     with torch.no_grad():
         wanted = teacher(*inputs)
-    answered = student(*inputs)
-    divergence = output_divergence(wanted, answered, batch.get(ATTENTION_MASK))
+    divergence = output_divergence(wanted, student(*inputs), batch.get(ATTENTION_MASK))
+    term = penalty()
     optimiser.zero_grad()
-    torch.autograd.backward(divergence + model.gate_loss())
+    torch.autograd.backward(divergence if term is None else divergence + term)
     nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], _CLIP)
     optimiser.step()
     return float(divergence.detach())
+
+
+@torch.no_grad()
+def mean_divergence(student: fx.GraphModule, teacher: fx.GraphModule, data: Sequence[Mapping[str, Tensor]]) -> float:
+    """Mean over batches of `output_divergence` between two graphs with one signature."""
+    signature = signature_of(student)
+    rows = []
+    for batch in data:
+        inputs = signature.arrange(batch)
+        rows.append(float(output_divergence(teacher(*inputs), student(*inputs), batch.get(ATTENTION_MASK))))
+    return float(np.mean(rows))
 
 
 def output_divergence(wanted: Mapping[str, Tensor], answered: Mapping[str, Tensor], mask: Tensor | None) -> Tensor:

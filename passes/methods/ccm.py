@@ -1,7 +1,8 @@
 """CCM-LoRA: dynamic rank routing (Rafiuddin and Abdullah), as passes over a captured graph.
 
-    prepare    capture → [AttachLora] → InsertRankRouter             a model that trains
-    optimize   FreezeRegularization → HardenRouters → compact        a model that serves (see deploy.py)
+    prepare    capture → [AttachLora] → InsertRankRouter                              a model that trains
+    optimize   FreezeRegularization → (scores on data) → HardenRankRouters            the masked graph
+               → FreezeStaticGates → FoldAdapters → CompactRanks where it is cheaper  a model that serves
 
 Deviations from the paper, each with its reason:
     * the router pools the state entering the first adapted layer, not the last layer's: that one would cost a whole
@@ -15,188 +16,167 @@ Deviations from the paper, each with its reason:
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
-from ...errors import UntrainedGateError
+from ...config import Budget, resolve_budget
+from ...errors import BudgetError, PassError, UntrainedGateError
 from ...models.configs.ccm import CCM
-from ...models.gates import GateRecord, RankRouter
-from ...models.level_solver import LevelSolver
-from ...models.objectives import gate_loss, mean_count, rank_entropy, temperature_at
-from ...models.rank_statistics import RankSummary, collapse, rank_summary
-from ...models.task_loss import TaskLoss
-from ..find.gates import gated_sites
-from ..program import GraphProgram
-from ..report import Report
-from .ccm_diagnostics import RoutingDiagnostics, by_layer, routing_diagnostics
-from .ccm_files import save_gated
+from ...models.objectives import gate_loss
+from ..chain import Chain
+from ..contract import Pass
+from ..cost import Form
+from ..decision import Decision
+from ..find.adapters import find_sites
+from ..find.required import required_sites
+from ..gate.rank_router import InsertRankRouter
+from ..harden.distill import LAST, distill
+from ..harden.static_gates import open_every_gate
+from ..sites import DeployedSite
+from .ccm_deploy import RankDecision, compact_ranks, harden_ranks, keep_every_rank
+from .ccm_schedule import GateSchedule, records_of, routers_of
+from .method import Batches, DeployOptions, FitQuality, Method
+
+if TYPE_CHECKING:
+    from ..gated import GatedModel
+
+_DEFAULT_BUDGET = 6
 
 
-@dataclass(frozen=True)
-class GateStep:
-    """One training step of the routers, as diagnostics keep it."""
+class RankRouting(Method[CCM]):
+    """Dynamic rank routing on one model; its budget is E[k], the mean ranks per example and site."""
 
-    step: int
-    ranks: RankSummary
-    entropy: float
-    collapse: str | None
-    temperature: float
-    coverage: float
-    penalty: float
+    name = "ccm"
+    unit = "ranks"
+    budget: float
 
+    @classmethod
+    def resolve_budget(cls, config: CCM, budget: Budget | None, graph_module: fx.GraphModule) -> float:  # noqa: ARG003
+        """The budget in ranks. Where ranks differ, a mean over the sites cannot be any number.
 
-class GatedModel(GraphProgram):
-    """A trainable model whose adapters are gated: call it like the model it came from.
+        Raises:
+            SiteError: no sites; BudgetError: no budget, or one above the mean rank of the sites that does not keep all.
+        """
+        ranks = _site_ranks(graph_module)
+        limit, mean = max(ranks), sum(ranks) / len(ranks)
+        wanted = resolve_budget(min(_DEFAULT_BUDGET, limit) if budget is None else budget, limit=limit)
+        if mean < wanted < limit:
+            raise BudgetError(
+                f"The budget asks for {wanted:g} ranks on average where the sites have {mean:g} on average.",
+                given=f"budget={budget!r}, sites of rank {min(ranks)} to {limit}",
+                expected=f"at most {mean:g} ranks, or 100% to keep all",
+                remedy="pass a smaller budget: it is the mean over sites of the ranks an example gets",
+            )
+        return wanted
 
-    In training mode the `loss` it returns is the task's plus the gates'; both parts stand beside it as `task_loss`
-    and `gate_loss`. In eval mode `loss` is the task's alone.
+    def limit(self, graph_module: fx.GraphModule) -> float:
+        """The largest rank."""
+        return float(max(_site_ranks(graph_module)))
 
-    Attributes:
-        method: the config; budget: E[k] in ranks.
-    """
+    def gates(self) -> tuple[Pass, ...]:
+        """One router (or one per site) in front of every adapter."""
+        return (InsertRankRouter(self.config, self.budget),)
 
-    def __init__(
+    def open_gates(self, graph_module: fx.GraphModule) -> tuple[Pass, ...]:
+        """Every rank direction on."""
+        return (open_every_gate(graph_module),)
+
+    def loss(self, model: GatedModel, outputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
+        """Budget, entropy and smoothness terms on the last batch."""
+        records_of(model.graph_module)
+        return gate_loss(routers_of(model.graph_module))
+
+    def schedule(
         self,
-        graph_module: fx.GraphModule,
-        *,
-        method: CCM,
-        budget: float,
-        loss: TaskLoss,
-        model_config: Any,
-        report: Report,
-    ) -> None:
-        super().__init__(graph_module, loss=loss, model_config=model_config, report=report)
-        self.method = method
-        self.budget = budget
+        model: GatedModel,
+        total_steps: int,
+        optimizer: torch.optim.Optimizer | None,  # noqa: ARG002
+    ) -> GateSchedule:
+        """Temperature, coverage and penalty."""
+        return GateSchedule(model, total_steps)
 
-    def routers(self) -> tuple[RankRouter, ...]:
-        """The rank routers, in graph order."""
-        return routers_of(self.graph_module)
-
-    def gate_loss(self) -> Tensor:
-        """The gates' terms of the objective on the last batch, for loops that compute the task's loss themselves."""
-        self.records()
-        return gate_loss(self.routers())
-
-    def schedule(self, total_steps: int) -> GateSchedule:
-        """What drives temperature, coverage and penalty over `total_steps`; call its step() after the optimiser's."""
-        return GateSchedule(self, total_steps)
-
-    def records(self) -> tuple[GateRecord, ...]:
-        """What the routers decided on the last batch.
+    def is_trained(self, graph_module: fx.GraphModule) -> bool:
+        """Whether the schedule was stepped.
 
         Raises:
-            UntrainedGateError: the model was not called yet.
+            UntrainedGateError: weights that moved without it: nothing drove them to the budget.
         """
-        records = tuple(router.record for router in self.routers())
-        if not all(records):
-            raise UntrainedGateError("The routers have decided nothing yet.", remedy="call the model on a batch first")
-        return tuple(record for record in records if record is not None)
+        routers = routers_of(graph_module)
+        if any(int(router.updates) > 0 for router in routers):
+            return True
+        if any(router.has_moved() for router in routers):
+            raise UntrainedGateError(
+                "The routers were trained without their schedule, so nothing drove them to the budget.",
+                given="trained router weights, 0 schedule steps",
+                expected="schedule.step() after each optimiser step",
+                remedy="train with schedule = gated.schedule(total_steps), or gatefx.GateCallback in the HF Trainer",
+            )
+        return False
 
-    def site_names(self) -> tuple[str, ...]:
-        """The gated sites' names, in the order of the routers' outputs."""
-        return tuple(name for names in gated_site_names(self.graph_module).values() for name in names)
-
-    def layer_ranks(self) -> dict[str, float]:
-        """Mean effective rank per layer on the last batch."""
-        counts = torch.cat([record.count.detach() for record in self.records()], dim=1).mean(0)
-        return by_layer(dict(zip(self.site_names(), counts.tolist(), strict=True)))
-
-    def diagnostics(self, data: Sequence[Mapping[str, Tensor]]) -> RoutingDiagnostics:
-        """What the routers decide on `data`, in eval mode: ranks, entropy, collapse, layers, usage, share of time."""
-        return routing_diagnostics(self, data)
-
-    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False) -> Path:
-        """Write adapter (PEFT's format) and gates to `folder`; `gatefx.from_pretrained` reads them back exactly.
-
-        Raises:
-            ArtifactError: the folder exists and overwrite is False.
-        """
-        return save_gated(self, folder, overwrite=overwrite)
-
-    def _losses(self, outputs: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        task = self.loss(outputs, labels)
-        if not self.training:
-            return {"loss": task}
-        gates = self.gate_loss()
-        return {"loss": task + gates, "task_loss": task.detach(), "gate_loss": gates.detach()}
-
-
-class GateSchedule:
-    """Temperature, coverage and penalty over a training run. Its state lives in the routers' buffers, so a run resumed
-    from a state_dict goes on where it stopped.
-
-    Args:
-        model: the gated model.
-        total_steps: optimiser steps of the whole run.
-    """
-
-    def __init__(self, model: GatedModel, total_steps: int) -> None:
-        self.model = model
-        self.total_steps = max(int(total_steps), 1)
-        self.history: list[GateStep] = []
-        self._set_temperature()
-
-    @torch.no_grad()
-    def step(self) -> GateStep:
-        """Observe the last batch, move c and λ towards the budget, cool τ; call once per optimiser step."""
-        records = self.model.records()
-        mean, coverage = mean_count(records), self._coverage_for(records)
-        for router in self.model.routers():
-            router.observe(mean, coverage)
-        row = self._row(records)
-        self._set_temperature()
-        self.history.append(row)
-        return row
-
-    def collapse_rate(self) -> float:
-        """The share of steps whose batch had near-constant masks."""
-        return sum(row.collapse is not None for row in self.history) / max(len(self.history), 1)
-
-    def _set_temperature(self) -> None:
-        for router in self.model.routers():
-            router.temperature.fill_(temperature_at(router.config, int(router.updates) / self.total_steps))
-
-    def _coverage_for(self, records: Sequence[GateRecord]) -> float:
-        """The c at which the last batch would have met the budget."""
-        routers = self.model.routers()
-        solver = LevelSolver(
-            [record.probabilities for record in records],
-            [router.site_ranks for router in routers],
-            rule="coverage",
-            k_min=routers[0].config.k_min,
-            buckets=None,
+    def fit(self, model: GatedModel, data: Batches, *, steps: int, show: bool | None) -> FitQuality:
+        """Fit the routers alone by distillation from the model with its gates open."""
+        routers = routers_of(model.graph_module)
+        for router in routers:
+            router.budget = self.budget
+        schedule, ranks = GateSchedule(model, steps), list[float]()
+        divergence = distill(
+            model,
+            data,
+            method=self.name,
+            parameters=[parameter for router in routers for parameter in router.parameters()],
+            penalty=lambda: gate_loss(routers),
+            after=lambda: ranks.append(schedule.step().ranks.mean),
+            steps=steps,
+            show=show,
         )
-        return -math.expm1(solver.level_for(routers[0].budget))
+        return FitQuality(self.name, steps, divergence, float(np.mean(ranks[-LAST:])), "ranks on average")
 
-    def _row(self, records: Sequence[GateRecord]) -> GateStep:
-        router = self.model.routers()[0]
-        counts = torch.cat([record.count for record in records], dim=1).numpy(force=True)
-        gate = records[0].gate.float().numpy(force=True)
-        return GateStep(
-            step=int(router.updates),
-            ranks=rank_summary(counts),
-            entropy=float(rank_entropy(records[0].probabilities).mean()),
-            collapse=collapse(gate, router.site_ranks.numpy(force=True)),
-            temperature=float(router.temperature),
-            coverage=float(router.coverage),
-            penalty=float(router.penalty),
-        )
+    def harden(self, chain: Chain, data: Batches | None, options: DeployOptions) -> tuple[Chain, Decision]:
+        """Routers → hard decisions at a calibrated level; none are left where the budget keeps every rank."""
+        if self.budget == self.limit(chain.graph):
+            return keep_every_rank(chain, self.budget, fold=bool(options.fold))
+        return harden_ranks(chain, self.config, self.budget, data, options)
+
+    def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:
+        """The cheaper exact form at every site."""
+        return compact_ranks(chain, _own(decision), options)
+
+    def keep_calibration(self, graph_module: fx.GraphModule, decision: Decision) -> None:
+        """The coverage, where ranks are chosen by it."""
+        calibration = _own(decision).calibration
+        if calibration is not None and calibration.rule == "coverage":
+            for router in routers_of(graph_module):
+                router.coverage.fill_(calibration.coverage)
+
+    def describe(
+        self, sites: Mapping[str, DeployedSite], decision: Decision, graph_module: fx.GraphModule
+    ) -> Mapping[str, DeployedSite]:
+        """Mean ranks and forms."""
+        decided = _own(decision)
+        left = {site.name: site for site in find_sites(graph_module)[0]}
+        refined = dict(sites)
+        for name, site in sites.items():
+            if site.form == "dropped":
+                continue
+            if name in left:
+                form = "lora" if left[name].gate is None else str(Form.MASKED)
+            else:
+                form = str(Form.GATHERED if decided.forms.get(name) == Form.GATHERED else Form.MERGED)
+            mean = decided.site_ranks.get(name, self.budget)
+            refined[name] = replace(site, mean_rank=min(mean, site.rank), form=form)
+        return refined
 
 
-def routers_of(graph_module: fx.GraphModule) -> tuple[RankRouter, ...]:
-    """The rank routers that a graph calls, in order."""
-    modules = (graph_module.get_submodule(str(n.target)) for n in graph_module.graph.find_nodes(op="call_module"))
-    found = [module for module in modules if isinstance(module, RankRouter)]
-    return tuple(found)
+def _site_ranks(graph_module: fx.GraphModule) -> list[int]:
+    return [site.rank for site in required_sites(graph_module)]
 
 
-def gated_site_names(graph_module: fx.GraphModule) -> dict[str, tuple[str, ...]]:
-    """Router name → names of the sites it gates, in the order of its outputs."""
-    return {router: tuple(site.name for site in sites) for router, sites in gated_sites(graph_module).items()}
+def _own(decision: Decision) -> RankDecision:
+    if not isinstance(decision, RankDecision):
+        raise PassError(f"A {type(decision).__name__} is no decision about ranks.")
+    return decision

@@ -1,7 +1,7 @@
 """CCM-LoRA, deployed: trained routers → hard decisions → the cheaper exact form at every site.
 
-    FreezeRegularization → (scores on calibration data) → HardenRankRouters → FreezeStaticGates → FoldAdapters
-                                                                            → CompactRanks where gathering is cheaper
+    harden    (scores on calibration data) → HardenRankRouters
+    compact   FreezeStaticGates → FoldAdapters → CompactRanks where gathering is cheaper
 
 The cost model chooses between forms of one function; it never changes the function, it only says in the report where
 routing cannot pay.
@@ -9,8 +9,8 @@ routing cannot pay.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,123 +18,83 @@ from torch import Tensor, fx
 
 from ...models.configs.ccm import CCM
 from ...models.gates import HardRankRouter, RankRouter
+from ..chain import Chain
 from ..compact.ranks import CompactRanks
-from ..contract import Pass
 from ..cost import ActiveRank, Form, RouterShape, SiteShape, Workload, choose_forms, default_constants, predict
-from ..deployed import DeployedModel, DeployedSite
+from ..decision import Decision, RuntimeBudget
 from ..find.adapters import AdapterSite, find_sites
 from ..graph.edit import shape_of
 from ..harden.calibrate import Calibration, calibrate, collect_scores
-from ..harden.freeze import FreezeRegularization
-from ..harden.rank_router import HardenRankRouters
+from ..harden.rank_router import LEVEL, HardenRankRouters
 from ..harden.static_gates import FreezeStaticGates, open_every_gate
-from ..pipeline import Pipeline
-from ..report import PassReport
 from ..simplify.fold_adapters import FoldAdapters
-from .ccm import GatedModel, routers_of
+from .ccm_schedule import routers_of
+from .method import DeployOptions
 
 _TOKEN_AXES = 3
 
 
 @dataclass(frozen=True)
-class DeployOptions:
-    """How to deploy.
+class RankDecision(Decision):
+    """What hardening decided about ranks.
 
     Attributes:
-        workload: (batch, tokens) that the cost model prices; engine: whose measured constants it uses.
-        fold: fold ungated sites into their layers: None folds those whose gate turned static, True also a model that
-            keeps every rank, False none.
-        freeze_static: also freeze gates that never varied on the calibration data (approximate).
-        forms: None lets the cost model choose; "gathered" or "masked" fixes the form of every routed site.
-        verify: check graph legality and pass claims after every pass.
+        calibration: level and rank distribution on the calibration data; None without data or without routers.
+        site_ranks: mean deployed k by site, where it was measured.
+        forms: the form chosen for every routed site.
+        static: sites whose gate never varies, with the rank directions that stay.
+        kept_masked: sites that stay masked, each with why gathering was declined.
     """
 
-    workload: Workload
-    engine: str = "onnxruntime"
-    fold: bool | None = None
-    freeze_static: bool = False
-    forms: str | None = None
-    verify: bool = False
-    show: bool | None = None
+    calibration: Calibration | None = None
+    site_ranks: Mapping[str, float] = field(default_factory=dict)
+    forms: Mapping[str, str] = field(default_factory=dict)
+    static: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    kept_masked: tuple[tuple[str, str], ...] = ()
 
 
-def deploy_all_ranks(model: GatedModel, options: DeployOptions) -> DeployedModel:
+def keep_every_rank(chain: Chain, budget: float, *, fold: bool) -> tuple[Chain, RankDecision]:
     """A budget that keeps every rank: no router is left, and the graph is the plain adapters' bit for bit."""
-    frozen = FreezeRegularization()(model.graph_module, verify=options.verify)
-    opened = open_every_gate(frozen.graph_module)(frozen.graph_module, verify=options.verify)
-    reference = opened.graph_module
-    notes: tuple[str, ...] = ("the budget keeps every rank, so nothing is routed",)
-    passes = (FoldAdapters(),) if options.fold else ()
-    folded = Pipeline(passes)(reference, verify=options.verify)
-    if not options.fold:
-        notes += ("pass fold=True to merge the adapters into the weights, which makes them free",)
-    form = "merged" if options.fold else "lora"
-    sites = tuple(_row(site, form, float(site.rank)) for site in find_sites(reference)[0])
-    return DeployedModel(
-        folded.graph_module,
-        reference,
-        method=model.method,
-        budget=max(float(site.rank) for site in sites),
-        sites=sites,
-        calibration=None,
-        loss=model.loss,
-        model_config=model.config,
-        report=model.report.extended(*frozen.reports, *opened.reports, *folded.reports, notes=notes),
-    )
+    opened = chain.then(open_every_gate(chain.graph))
+    notes = ["the budget keeps every rank, so nothing is routed"]
+    if not fold:
+        notes.append("pass fold=True to merge the adapters into the weights, which makes them free")
+    ranks = {site.name: float(site.rank) for site in find_sites(opened.graph)[0]}
+    return opened, RankDecision(budget, budget, notes=tuple(notes), site_ranks=ranks)
 
 
-def deploy_ccm(
-    model: GatedModel, budget: float, data: Sequence[Mapping[str, Tensor]] | None, options: DeployOptions
-) -> DeployedModel:
-    """Harden, compact and simplify a trained model. The model is not changed, but its tensors are shared."""
-    model.graph_module.eval()
-    frozen = _Chain(model.graph_module, options.verify).then(FreezeRegularization())
-    calibration, level, notes = _level(model, frozen.graph, budget, data, options)
-    buckets = model.method.buckets if calibration is None else calibration.buckets
-    hardened = frozen.then(HardenRankRouters(level, rule_of(model.method), buckets))
+def harden_ranks(
+    chain: Chain, config: CCM, budget: float, data: Sequence[Mapping[str, Tensor]] | None, options: DeployOptions
+) -> tuple[Chain, RankDecision]:
+    """Routers → hard routers at a calibrated level, and the form that every site is to take."""
+    limit = float(max(site.rank for site in find_sites(chain.graph)[0]))
+    calibration, level, notes = _level(config, chain.graph, budget, data, options)
+    buckets = config.buckets if calibration is None else calibration.buckets
+    hardened = chain.then(HardenRankRouters(level, rule_of(config), buckets))
     routed, static = _split(hardened.graph, calibration, options)
-    names = tuple(name for name, _ in static)
-    plain = hardened.then(FreezeStaticGates(static))
-    folded = plain.then(FoldAdapters(names if options.fold is not False else ()))
     forms, facts, verdict = _choose(hardened.graph, routed, calibration, options)
-    forms |= dict.fromkeys(folded.reports[-1].fired, str(Form.MERGED))
-    gathered = tuple(name for name, form in forms.items() if form == Form.GATHERED)
-    compacted = folded.then(CompactRanks(gathered, _kept_masked(forms, facts, options)))
-    return DeployedModel(
-        compacted.graph,
-        hardened.graph,
-        method=model.method,
-        budget=budget,
-        sites=tuple(_rows(hardened.graph, forms, calibration, budget)),
+    return hardened, RankDecision(
+        budget,
+        limit,
+        runtime=None if calibration is None else RuntimeBudget(LEVEL, calibration.table, "ranks"),
+        notes=(*notes, *verdict),
+        facts=facts,
         calibration=calibration,
-        loss=model.loss,
-        model_config=model.config,
-        report=model.report.extended(*compacted.reports, notes=(*notes, *verdict), facts=facts),
+        site_ranks={} if calibration is None else calibration.site_ranks,
+        forms=forms,
+        static=static,
+        kept_masked=_kept_masked(forms, facts, options),
     )
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """A graph, what ran on it so far, and the reports of that."""
-
-    graph: fx.GraphModule
-    verify: bool
-    reports: tuple[PassReport, ...] = ()
-
-    def then(self, item: Pass) -> _Chain:
-        """The chain after one more pass, whose place in the order is checked."""
-        pipeline = Pipeline((item,), assumes=tuple(report.name for report in self.reports))
-        result = pipeline(self.graph, verify=self.verify)
-        return _Chain(result.graph_module, self.verify, (*self.reports, *result.reports))
-
-
-def _rows(
-    reference: fx.GraphModule, forms: Mapping[str, str], calibration: Calibration | None, budget: float
-) -> Iterator[DeployedSite]:
-    """Every site of the masked graph, with the form it took."""
-    for site in find_sites(reference)[0]:
-        mean = calibration.site_ranks.get(site.name, budget) if calibration else budget
-        yield _row(site, forms.get(site.name, str(Form.LORA)), min(mean, site.rank))
+def compact_ranks(chain: Chain, decision: RankDecision, options: DeployOptions) -> Chain:
+    """Static gates freeze and fold, and the sites for which it is cheaper gather their ranks."""
+    if not decision.forms and not decision.static:
+        return chain.then(FoldAdapters()) if options.fold else chain
+    names = tuple(name for name, _ in decision.static)
+    folded = chain.then(FreezeStaticGates(decision.static), FoldAdapters(names if options.fold is not False else ()))
+    gathered = tuple(name for name, form in decision.forms.items() if form == Form.GATHERED)
+    return folded.then(CompactRanks(gathered, decision.kept_masked))
 
 
 def rule_of(config: CCM) -> str:
@@ -143,18 +103,19 @@ def rule_of(config: CCM) -> str:
 
 
 def _level(
-    model: GatedModel,
+    config: CCM,
     frozen: fx.GraphModule,
     budget: float,
     data: Sequence[Mapping[str, Tensor]] | None,
     options: DeployOptions,
 ) -> tuple[Calibration | None, float, tuple[str, ...]]:
     """The calibrated level, or the training's own where there is no data."""
-    rule = rule_of(model.method)
+    rule = rule_of(config)
     if data is not None:
         scores = collect_scores(frozen, data, show=options.show)
-        settings = {"rule": rule, "k_min": model.method.k_min, "buckets": model.method.buckets}
-        calibration = calibrate(scores, budget, batch=options.workload.batch, **settings)  # type: ignore[arg-type]
+        calibration = calibrate(
+            scores, budget, rule=rule, k_min=config.k_min, buckets=config.buckets, batch=options.workload.batch
+        )
         return calibration, calibration.level, (f"effective rank on the calibration data: {calibration.ranks}",)
     router = routers_of(frozen)[0]
     level = {"coverage": float(torch.log1p(-router.coverage)), "fixed": budget, "threshold": 0.5}[rule]
@@ -215,7 +176,6 @@ def _choose(
 def _kept_masked(
     forms: Mapping[str, str], facts: Mapping[str, Any], options: DeployOptions
 ) -> tuple[tuple[str, str], ...]:
-    """Sites that stay masked, each with why gathering was declined."""
     if options.forms is not None:
         return tuple((name, "forms='masked' was asked for") for name, form in forms.items() if form == Form.MASKED)
     choices = facts.get("prediction", {}).get("choices", ())
@@ -233,7 +193,3 @@ def _active(site: AdapterSite, calibration: Calibration | None) -> ActiveRank:
 
 def _shape(site: AdapterSite) -> SiteShape:
     return SiteShape(site.name, site.d_in, site.d_out, site.rank)
-
-
-def _row(site: AdapterSite, form: str, mean_rank: float) -> DeployedSite:
-    return DeployedSite(site.name, site.d_in, site.d_out, site.rank, form, mean_rank)

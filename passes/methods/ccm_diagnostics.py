@@ -15,16 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...errors import InputError
 from ...models.gates import RankRouter
 from ...models.objectives import rank_entropy
 from ...models.rank_statistics import RankSummary, collapse, direction_usage, jaccard, jensen_shannon, rank_summary
+from ..find.gates import gated_site_names
 from ..find.linears import layer_of
+from .ccm_schedule import records_of, routers_of
 
 if TYPE_CHECKING:
-    from .ccm import GatedModel
+    from ..gated import GatedModel
 
 Batches = Sequence[Mapping[str, Tensor]]
 Array = NDArray[np.float64]
@@ -60,11 +62,11 @@ def routing_diagnostics(model: GatedModel, data: Batches) -> RoutingDiagnostics:
         InputError: no batches.
     """
     gates, entropies, share = _observe(model, data)
-    site_ranks = np.concatenate([router.site_ranks.numpy(force=True) for router in model.routers()])
+    site_ranks = np.concatenate([router.site_ranks.numpy(force=True) for router in routers_of(model.graph_module)])
     kinds = Counter(kind for gate in gates if (kind := collapse(gate, site_ranks)) is not None)
     everything = np.concatenate(gates)
     counts = (everything > 0).sum(-1)
-    per_site = dict(zip(model.site_names(), counts.mean(0).tolist(), strict=True))
+    per_site = dict(zip(site_names(model.graph_module), counts.mean(0).tolist(), strict=True))
     return RoutingDiagnostics(
         ranks=rank_summary(counts),
         entropy=float(np.mean(entropies)),
@@ -114,11 +116,11 @@ def _observe(model: GatedModel, data: Batches) -> tuple[list[Array], list[float]
     training = model.training
     model.eval()
     try:
-        with _RouterClock(model.routers()) as clock:
+        with _RouterClock(routers_of(model.graph_module)) as clock:
             started = time.perf_counter()
             for batch in data:
                 model.answer({name: batch[name] for name in model.signature.input_names if name in batch})
-                records = model.records()
+                records = records_of(model.graph_module)
                 widest = max(record.gate.shape[-1] for record in records)
                 parts = [nn.functional.pad(r.gate.float(), (0, widest - r.gate.shape[-1])) for r in records]
                 gates.append(torch.cat(parts, dim=1).numpy(force=True).astype(np.float64))
@@ -153,6 +155,22 @@ class _RouterClock:
 
     def _stop(self, *_: object) -> None:
         self.seconds += time.perf_counter() - self._started
+
+
+def site_names(graph_module: fx.GraphModule) -> tuple[str, ...]:
+    """The gated sites' names, in the order of the routers' outputs."""
+    return tuple(name for names in gated_site_names(graph_module).values() for name in names)
+
+
+def layer_ranks(model: GatedModel) -> dict[str, float]:
+    """Mean effective rank per layer on the last batch.
+
+    Raises:
+        UntrainedGateError: the model was not called yet.
+    """
+    graph = model.graph_module
+    counts = torch.cat([record.count.detach() for record in records_of(graph)], dim=1).mean(0)
+    return by_layer(dict(zip(site_names(graph), counts.tolist(), strict=True)))
 
 
 def by_layer(per_site: Mapping[str, float]) -> dict[str, float]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InputError, missing_package
-from .ccm import GatedModel, GateSchedule
+from ..gated import GatedModel
+from .method import MethodSchedule
 
 try:
     from transformers import TrainerCallback
@@ -25,21 +26,29 @@ _GATES_FOLDER = "gates"
 class GateCallback(TrainerCallback):  # type: ignore[misc]  # transformers' classes are untyped here
     """Give this to `Trainer(callbacks=[…])` when the model is one that `gatefx.prepare` returned.
 
-    After each optimiser step the schedule observes the batch; logs gain effective rank, entropy, temperature,
-    coverage and penalty; each checkpoint gains a folder `gates` (see saving.py).
+    After each optimiser step the schedule observes the batch; logs gain the method's figures (for ccm: effective rank,
+    entropy, temperature, coverage and penalty); each checkpoint gains a folder `gates` (see saving.py).
 
     Attributes:
-        schedule: the schedule, from the start of training on; its `history` holds every step's diagnostics.
+        schedule: the schedule, from the start of training on; ccm's `history` holds every step's diagnostics.
     """
 
     def __init__(self) -> None:
-        self.schedule: GateSchedule | None = None
+        self.schedule: MethodSchedule | None = None
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
     ) -> None:
         """Start the schedule over the run's steps."""
-        self.schedule = _gated(model).schedule(state.max_steps)
+        # Accelerate wraps the optimiser; methods that take parameters out of training edit the one inside.
+        inner = getattr(optimizer, "optimizer", optimizer)
+        self.schedule = _gated(model).schedule(state.max_steps, inner)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Observe the step's last batch."""
@@ -55,18 +64,9 @@ class GateCallback(TrainerCallback):  # type: ignore[misc]  # transformers' clas
         **_: Any,
     ) -> None:
         """Add the gates' diagnostics to the training log."""
-        if logs is None or "loss" not in logs or self.schedule is None or not self.schedule.history:
+        if logs is None or "loss" not in logs or self.schedule is None:
             return
-        row = self.schedule.history[-1]
-        gates = {
-            "effective_rank": row.ranks.mean,
-            "effective_rank_p90": row.ranks.p90,
-            "gate_entropy": row.entropy,
-            "gate_temperature": row.temperature,
-            "gate_coverage": row.coverage,
-            "gate_penalty": row.penalty,
-            "gate_collapse_rate": self.schedule.collapse_rate(),
-        }
+        gates = dict(self.schedule.figures())
         logs.update(gates)
         # The Trainer has put a copy of the row into its history by now.
         if state.log_history and state.log_history[-1].get("loss") == logs["loss"]:

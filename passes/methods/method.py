@@ -202,6 +202,9 @@ class Method(ABC, Generic[Config]):
     def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:
         """Decisions → work that is not done. Exact. Places that another method's gates keep dense are declined."""
 
+    def keep_calibration(self, graph_module: fx.GraphModule, decision: Decision) -> None:
+        """Write what deployment calibrated into the trained gates, so that deploying them without data keeps it."""
+
     def describe(
         self,
         sites: Mapping[str, DeployedSite],

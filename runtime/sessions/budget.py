@@ -28,15 +28,19 @@ class BudgetTable:
     values: tuple[float, ...]
 
     @classmethod
-    def from_manifest(cls, manifest: Mapping[str, Any]) -> BudgetTable | None:
-        """The table of an artifact, None if its budget is fixed.
+    def from_manifest(cls, manifest: Mapping[str, Any]) -> dict[str, BudgetTable]:
+        """The tables of an artifact by method; empty where its budgets are fixed.
 
         Raises:
             ArtifactError: a table that is empty, not finite, or not monotone.
         """
-        entry = manifest.get("runtime_budget")
-        if entry is None:
-            return None
+        entries = manifest.get("runtime_budgets") or {}
+        if not isinstance(entries, Mapping):
+            raise _unusable(str(entries))
+        return {name: cls._from_entry(entry) for name, entry in entries.items()}
+
+    @classmethod
+    def _from_entry(cls, entry: Mapping[str, Any]) -> BudgetTable:
         try:
             points = sorted((float(budget), float(value)) for budget, value in entry["table"])
             name = str(entry["initializer"])
@@ -64,6 +68,38 @@ class BudgetTable:
                 remedy="Choose a budget in this range, or optimize and export again with the one you need.",
             )
         return float(np.interp(number, self.budgets, self.values))
+
+
+def by_method(budget: Any, tables: Mapping[str, BudgetTable], exported: object) -> dict[str, float]:
+    """Budgets by method: a number where one budget may change, or a mapping with some of several.
+
+    Args:
+        exported: the budget of the export, for messages.
+
+    Raises:
+        BudgetError: every budget is fixed, one number for several, a method without a table, or out of its range.
+    """
+    if not tables:
+        raise BudgetError(
+            "The budget of this artifact is fixed.",
+            given=f"an artifact exported with budget {exported!r}",
+            expected="an artifact whose manifest has runtime_budgets",
+            remedy="Optimize and export again with the budget you need.",
+        )
+    if not isinstance(budget, Mapping):
+        if len(tables) > 1:
+            raise BudgetError(
+                "Several budgets may change.", given=repr(budget), expected=f"a dict with some of {', '.join(tables)}"
+            )
+        budget = {next(iter(tables)): budget}
+    unknown = [str(name) for name in budget if name not in tables]
+    if unknown:
+        raise BudgetError(
+            "These budgets are fixed or not there.", given=", ".join(unknown), expected=f"some of {', '.join(tables)}"
+        )
+    for name, value in budget.items():
+        tables[name].value(value)
+    return {name: float(value) for name, value in budget.items()}
 
 
 def _unusable(given: str) -> ArtifactError:

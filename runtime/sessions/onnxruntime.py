@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import ArtifactError, BudgetError, InputError, ProviderError, missing_package
 from ..artifact import Artifact
-from .budget import BudgetTable
+from .budget import BudgetTable, by_method
 from .inputs import feed
 from .protocol import TensorSpec
 
@@ -50,12 +50,13 @@ class OnnxSession:
         self._inputs = tuple(_spec(node) for node in session.get_inputs())
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
-        self._table = BudgetTable.from_manifest(artifact.manifest)
-        self._chosen: float | None = None
-        if self._table is not None and self._table.initializer not in {spec.name for spec in self._overridable}:
+        self._tables = BudgetTable.from_manifest(artifact.manifest)
+        self._chosen: dict[str, float] = {}
+        missing = {table.initializer for table in self._tables.values()} - {spec.name for spec in self._overridable}
+        if missing:
             raise ArtifactError(
                 "The artifact's budget controls a buffer that its model does not have.",
-                given=self._table.initializer,
+                given=", ".join(sorted(missing)),
                 expected=", ".join(spec.name for spec in self._overridable) or "no budget table",
             )
 
@@ -124,22 +125,28 @@ class OnnxSession:
 
     @property
     def budget(self) -> Any:
-        """The budget in force: the one that was set, else the one of the export.
+        """The budget in force: the one that was set, else the one of the export; of several methods a dict by name.
 
-        Setting it raises BudgetError where the artifact's budget is fixed or the value is outside its table.
+        Setting it (a number, or a dict with some of several) raises BudgetError where the artifact's budget is fixed
+        or the value is outside its table.
         """
-        return self.manifest["budget"] if self._chosen is None else self._chosen
+        exported = self.manifest["budget"]
+        if isinstance(exported, Mapping):
+            return {**exported, **self._chosen}
+        return next(iter(self._chosen.values()), exported)
 
     @budget.setter
-    def budget(self, value: float) -> None:
-        self._required_table().value(value)
-        self._chosen = float(value)
+    def budget(self, value: float | Mapping[str, float]) -> None:
+        # A new dict: another thread may be reading the old one.
+        self._chosen = {**self._chosen, **by_method(value, self._tables, self.manifest["budget"])}
 
     def __call__(self, **arrays: Any) -> dict[str, np.ndarray]:
         """Outputs by name; see `run`."""
         return self.run(arrays)
 
-    def run(self, arrays: Mapping[str, Any], budget: float | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, arrays: Mapping[str, Any], budget: float | Mapping[str, float] | None = None
+    ) -> dict[str, np.ndarray]:
         """Outputs by name.
 
         Args:
@@ -152,9 +159,10 @@ class OnnxSession:
         """
         fed = feed(arrays, self._inputs, self._overridable)
         # One read of the attribute: another thread may set it meanwhile.
-        chosen = self._chosen if budget is None else budget
-        if chosen is not None:
-            self._feed_budget(fed, chosen, explicit=budget is not None)
+        standing = self._chosen
+        given = {} if budget is None else by_method(budget, self._tables, self.manifest["budget"])
+        for name, value in {**standing, **given}.items():
+            self._feed_budget(fed, self._tables[name], value, explicit=name in given)
         answers = self._answers(fed)
         return {spec.name: answer for spec, answer in zip(self._outputs, answers, strict=True)}
 
@@ -169,8 +177,7 @@ class OnnxSession:
                 expected="; ".join(str(spec) for spec in self._inputs),
             ) from error
 
-    def _feed_budget(self, fed: dict[str, np.ndarray], budget: float, *, explicit: bool) -> None:
-        table = self._required_table()
+    def _feed_budget(self, fed: dict[str, np.ndarray], table: BudgetTable, budget: float, *, explicit: bool) -> None:
         if table.initializer in fed:
             if explicit:
                 raise BudgetError(
@@ -182,16 +189,6 @@ class OnnxSession:
         spec = next(spec for spec in self._overridable if spec.name == table.initializer)
         shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
         fed[table.initializer] = np.full(shape, table.value(budget), dtype=spec.dtype)
-
-    def _required_table(self) -> BudgetTable:
-        if self._table is None:
-            raise BudgetError(
-                "The budget of this artifact is fixed.",
-                given=f"an artifact exported with budget {self.manifest['budget']!r}",
-                expected="an artifact whose manifest has a runtime_budget",
-                remedy="Optimize and export again with the budget you need.",
-            )
-        return self._table
 
 
 def _runtime() -> Any:

@@ -48,16 +48,19 @@ class Session(Protocol):
         """The fields of the artifact's `gatefx.json`."""
 
     @property
-    def budget(self) -> float | None:
-        """What a call may spend, in the unit of the method's budget; settable where the artifact has a table for it."""
+    def budget(self) -> Any:
+        """What a call may spend, in the method's unit, of several methods a dict by name; settable where the artifact
+        has a table for it."""
 
     @budget.setter
-    def budget(self, value: float) -> None: ...
+    def budget(self, value: float | Mapping[str, float]) -> None: ...
 
     def __call__(self, **arrays: Any) -> dict[str, np.ndarray]:
         """`run(arrays)`."""
 
-    def run(self, arrays: Mapping[str, Any], budget: float | None = None) -> dict[str, np.ndarray]:
+    def run(
+        self, arrays: Mapping[str, Any], budget: float | Mapping[str, float] | None = None
+    ) -> dict[str, np.ndarray]:
         """Outputs by name.
 
         Args:

@@ -13,6 +13,7 @@ from torch import nn
 import gatefx
 from gatefx.errors import BudgetError, InputError
 from gatefx.passes.deployed import DeployedModel
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def deployed(plain: nn.Module, inputs: Any) -> DeployedModel:
     for name, parameter in gated.named_parameters():
         if ".lora_B." in name or "heads.weight" in name:
             nn.init.normal_(parameter)
-    for router in gated.routers():
+    for router in routers_of(gated.graph_module):
         router.updates.fill_(1)  # counts as trained: nothing is fitted
     data = [inputs(8, 5, seed=seed) for seed in range(3)]
     return gatefx.optimize(gated, data=data, forms="gathered", verify=True)

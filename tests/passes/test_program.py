@@ -11,7 +11,7 @@ import torch
 import gatefx
 from gatefx.errors import InputError
 from gatefx.models.tiny import tiny, tiny_inputs
-from gatefx.passes.methods.ccm import GatedModel
+from gatefx.passes.gated import GatedModel
 from gatefx.passes.program import Answer
 
 

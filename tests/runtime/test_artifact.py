@@ -9,7 +9,7 @@ from gatefx.errors import ArtifactError
 from gatefx.runtime.artifact import Artifact, ArtifactWriter
 
 DESCRIPTION = {
-    "method": "ccm",
+    "methods": {"ccm": {}},
     "budget": 6,
     "inputs": [{"name": "input_ids", "dtype": "int64", "shape": ["batch", "sequence"]}],
     "outputs": [{"name": "logits", "dtype": "float32", "shape": ["batch", 2]}],
@@ -35,7 +35,7 @@ def test_what_was_written_is_what_is_opened(tmp_path: Path) -> None:
     written = write(tmp_path / "out")
     opened = Artifact.open(tmp_path / "out")
     assert opened == written
-    assert opened.manifest["method"] == "ccm"
+    assert opened.manifest["methods"] == {"ccm": {}}
     assert opened.manifest["sites"] == {"3": ["query", 0.5]}
     assert opened.manifest["files"]["tokenizer/vocab.txt"]["bytes"] == 5
     assert {"gatefx", "torch", "onnx"} <= set(opened.manifest["versions"])

@@ -100,12 +100,12 @@ def folder(model: GatedBert, tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         writer.commit(
             {
-                "method": "ccm",
+                "methods": {"ccm": {}},
                 "budget": 2,
                 "inputs": list(example),
                 "outputs": ["logits"],
                 "axes": {},
-                "runtime_budget": {"initializer": "router.coverage", "table": TABLE},
+                "runtime_budgets": {"ccm": {"initializer": "router.coverage", "table": TABLE}},
             }
         )
     return target

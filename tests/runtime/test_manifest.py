@@ -7,7 +7,7 @@ import pytest
 from gatefx.errors import ArtifactError
 from gatefx.runtime.manifest import is_inside, seal, unseal
 
-DESCRIPTION = {"method": "ccm", "budget": 6, "inputs": [], "outputs": [], "axes": {}}
+DESCRIPTION = {"methods": {"ccm": {}}, "budget": 6, "inputs": [], "outputs": [], "axes": {}}
 ENTRY = {"sha256": "0" * 64, "bytes": 1}
 
 

@@ -14,7 +14,7 @@ from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.find.gates import gate_source, gated_sites
 from gatefx.passes.gate.lora import AttachLora
 from gatefx.passes.gate.rank_router import InsertRankRouter
-from gatefx.passes.methods.ccm import routers_of
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 aten = torch.ops.aten
 

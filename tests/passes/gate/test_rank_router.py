@@ -12,7 +12,7 @@ from gatefx.models.configs.ccm import CCM
 from gatefx.models.gates import RankRouter
 from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.gate.rank_router import InsertRankRouter
-from gatefx.passes.methods.ccm import routers_of
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 SMALL = CCM(d_router=8)
 

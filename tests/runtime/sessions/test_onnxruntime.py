@@ -44,13 +44,13 @@ def model_bytes() -> bytes:
 def write(folder: Path, content: bytes | None = None, **fields: Any) -> Path:
     with ArtifactWriter(folder) as writer:
         (writer.path / "model.onnx").write_bytes(model_bytes() if content is None else content)
-        writer.commit({"method": "ccm", "budget": 6, "inputs": [], "outputs": [], "axes": {}, **fields})
+        writer.commit({"methods": {"ccm": {}}, "budget": 6, "inputs": [], "outputs": [], "axes": {}, **fields})
     return folder
 
 
 @pytest.fixture
 def session(tmp_path: Path) -> OnnxSession:
-    return OnnxSession.open(write(tmp_path / "out", runtime_budget=TABLE), threads=1)
+    return OnnxSession.open(write(tmp_path / "out", runtime_budgets={"ccm": TABLE}), threads=1)
 
 
 def call(**changes: Any) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def test_what_a_session_says_of_itself(session: OnnxSession) -> None:
     assert [str(spec) for spec in session.inputs] == ["ids: int64 (batch, sequence)", "weights: float32 (batch, 3)"]
     assert [str(spec) for spec in session.outputs] == ["y: float32 (batch, sequence)"]
     assert [spec.name for spec in session.overridable] == ["gate.coverage"]
-    assert session.manifest["method"] == "ccm"
+    assert session.manifest["methods"] == {"ccm": {}}
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_fixed_budget_cannot_be_set(tmp_path: Path) -> None:
 )
 def test_a_table_that_cannot_be_used_is_an_artifact_error(tmp_path: Path, table: Any) -> None:
     with pytest.raises(ArtifactError, match="budget"):
-        OnnxSession.open(write(tmp_path / "out", runtime_budget=table))
+        OnnxSession.open(write(tmp_path / "out", runtime_budgets={"ccm": table}))
 
 
 def test_calls_from_many_threads_each_keep_their_budget(session: OnnxSession) -> None:
@@ -220,7 +220,7 @@ def test_a_model_that_the_runtime_refuses(tmp_path: Path) -> None:
 
 def test_an_artifact_without_a_model(tmp_path: Path) -> None:
     with ArtifactWriter(tmp_path / "out") as writer:
-        writer.commit({"method": "ccm", "budget": 6, "inputs": [], "outputs": [], "axes": {}})
+        writer.commit({"methods": {"ccm": {}}, "budget": 6, "inputs": [], "outputs": [], "axes": {}})
     with pytest.raises(ArtifactError, match=r"no file 'model\.onnx'"):
         OnnxSession.open(tmp_path / "out")
 

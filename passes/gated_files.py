@@ -2,8 +2,8 @@
 
 folder/adapter_model.safetensors   A, B and whole-trained modules, under PEFT's names
 folder/adapter_config.json         what PEFT needs to load them (ungated: PEFT knows no gates)
-folder/gates.safetensors           routers, and anything else that was trained
-folder/gatefx.json                 method, budget, sites, versions, sha256 of each file
+folder/gates.safetensors           every gate's parameters and buffers, and anything else that was trained
+folder/gatefx.json                 methods with options and budgets, sites, versions, sha256 of each file
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor, fx
 
-from ...errors import SiteError
-from ...runtime.artifact import ArtifactWriter
-from ..find.adapters import AdapterSite, find_sites, plain_path
-from ..find.linears import find_linears
-from ..graph.edit import get_tensor
+from ..errors import SiteError
+from ..models.gate_modules import GATE_MODULES
+from ..runtime.artifact import ArtifactWriter
+from .find.adapters import AdapterSite, find_sites, plain_path
+from .find.linears import find_linears
+from .graph.edit import get_tensor
 
 if TYPE_CHECKING:
-    from .ccm import GatedModel
+    from .gated import GatedModel
 
 PEFT_PREFIX = "base_model.model."
 ADAPTER_FILE, ADAPTER_CONFIG_FILE, GATES_FILE = "adapter_model.safetensors", "adapter_config.json", "gates.safetensors"
@@ -52,13 +53,13 @@ def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False
         names = ", ".join(site.name for site in sites if site.name != site.path)
         raise SiteError("A layer carries several adapters.", given=names, expected="one adapter per layer to save")
     adapter = _adapter_tensors(graph, sites)
-    whole, rest = _other_trained(graph, sites)
-    routers = {name: tensor for name, tensor in graph.state_dict().items() if name.startswith("rank_router")}
+    gates = gate_tensors(graph)
+    whole, rest = _other_trained(model, sites, frozenset(gates))
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         save_file(_stored({**adapter, **whole}), writer.path / ADAPTER_FILE, metadata={"format": "pt"})
         config = _peft_config(model, sites, whole)
         (writer.path / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(_stored({**routers, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
+        save_file(_stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
         return writer.commit(_description(model, sites)).path
 
 
@@ -70,16 +71,27 @@ def _adapter_tensors(graph: fx.GraphModule, sites: tuple[AdapterSite, ...]) -> d
     }
 
 
+def gate_tensors(graph: fx.GraphModule) -> dict[str, Tensor]:
+    """Parameters and buffers of the graph's gates, by name."""
+    paths = tuple(f"{path}." for path, module in graph.named_modules() if isinstance(module, GATE_MODULES))
+    return {name: tensor for name, tensor in graph.state_dict().items() if name.startswith(paths)}
+
+
 def _other_trained(
-    graph: fx.GraphModule, sites: tuple[AdapterSite, ...]
+    model: GatedModel, sites: tuple[AdapterSite, ...], gates: frozenset[str]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Trained parameters beside adapters and routers: (whole modules under PEFT's names, the rest under ours)."""
+    """Trained parameters beside LoRA and gates: (whole modules under PEFT's names, the rest under ours)."""
+    graph = model.graph_module
     adapters = {str(node.target) for site in sites for node in (site.lora_a, site.lora_b)}
+    own = frozenset().union(*(method.adapter_tensors(graph) for method in model.methods.values())) - adapters
     layers = {site.path for site in sites}
     whole: dict[str, Tensor] = {}
     rest: dict[str, Tensor] = {}
     for name, parameter in graph.named_parameters():
-        if not parameter.requires_grad or name in adapters or name.startswith("rank_router"):
+        if name in own:
+            rest[name] = parameter
+            continue
+        if not parameter.requires_grad or name in adapters or name in gates:
             continue
         if plain_path(name) in layers:
             rest[plain_name(name)] = parameter
@@ -101,9 +113,10 @@ def without_wrapper(name: str) -> str:
 def _peft_config(model: GatedModel, sites: tuple[AdapterSite, ...], whole: Mapping[str, Tensor]) -> dict[str, Any]:
     """adapter_config.json: the commonest rank and scale, patterns for the others."""
     scales = {site.path: _scale(model.graph_module, site) for site in sites}
-    rank = Counter(site.rank for site in sites).most_common(1)[0][0]
+    config = next(iter(model.methods.values())).config
+    rank = Counter([site.rank for site in sites] or [config.rank]).most_common(1)[0][0]
     alphas = {site.path: scales[site.path] * site.rank for site in sites}
-    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    alpha = Counter(list(alphas.values()) or [config.scale_alpha]).most_common(1)[0][0]
     transposed = {linear.path for linear in find_linears(model.graph_module) if linear.transposed}
     architecture = (getattr(model.config, "architectures", None) or [""])[0]
     task = next((kind for suffix, kind in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
@@ -115,7 +128,7 @@ def _peft_config(model: GatedModel, sites: tuple[AdapterSite, ...], whole: Mappi
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": model.method.lora_dropout,
+        "lora_dropout": config.lora_dropout,
         "bias": "none",
         "fan_in_fan_out": bool(transposed),
         "use_rslora": False,
@@ -135,7 +148,10 @@ def _description(model: GatedModel, sites: tuple[AdapterSite, ...]) -> dict[str,
     signature = model.signature
     return {
         "kind": KIND,
-        "method": {"name": "ccm", "options": dataclasses.asdict(model.method)},
+        "methods": {
+            name: {"options": dataclasses.asdict(method.config), "budget": method.budget}
+            for name, method in model.methods.items()
+        },
         "budget": model.budget,
         "inputs": list(signature.input_names),
         "outputs": list(signature.outputs),

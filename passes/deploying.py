@@ -1,0 +1,69 @@
+"""Deploy: a trained gated model → hard decisions of every method → the work that they leave.
+
+FreezeRegularization → harden(first) → harden(second) → …   the dense, masked graph: the meaning
+                     → compact(first) → compact(second) → … the same function with less work
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor, fx
+
+from .chain import Chain
+from .decision import Decision
+from .deployed import DeployedModel
+from .find.adapters import find_sites
+from .gated import GatedModel
+from .harden.freeze import FreezeRegularization
+from .methods.method import DeployOptions
+from .sites import DeployedSite
+
+
+def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, options: DeployOptions) -> DeployedModel:
+    """Harden and compact what every method decides. The model is not changed, but its tensors are shared.
+
+    Args:
+        model: with trained gates; data: unlabelled calibration batches.
+
+    Raises:
+        GatefxError: a decision needs data, or does not fit the graph.
+    """
+    model.graph_module.eval()
+    frozen = Chain(model.graph_module, options.verify).then(FreezeRegularization())
+    hardened, decisions = frozen, dict[str, Decision]()
+    for name, method in model.methods.items():
+        hardened, decisions[name] = method.harden(hardened, data, options)
+    compacted = hardened
+    for name, method in model.methods.items():
+        compacted = method.compact(compacted, decisions[name], options)
+    return DeployedModel(
+        compacted.graph,
+        hardened.graph,
+        methods={name: method.config for name, method in model.methods.items()},
+        decisions=decisions,
+        sites=_sites(model, frozen.graph, compacted.graph, decisions),
+        loss=model.loss,
+        model_config=model.config,
+        report=model.report.extended(
+            *compacted.reports,
+            notes=tuple(note for decision in decisions.values() for note in decision.notes),
+            facts={name: dict(decision.facts) for name, decision in decisions.items() if decision.facts},
+        ),
+    )
+
+
+def _sites(
+    model: GatedModel, frozen: fx.GraphModule, compacted: fx.GraphModule, decisions: Mapping[str, Decision]
+) -> tuple[DeployedSite, ...]:
+    """Every site of the trained model, and what each method made of it."""
+    left = {site.name for site in find_sites(compacted)[0]}
+    rows: Mapping[str, DeployedSite] = {
+        site.name: DeployedSite(
+            site.name, site.d_in, site.d_out, site.rank, "lora" if site.name in left else "merged", float(site.rank)
+        )
+        for site in find_sites(frozen)[0]
+    }
+    for name, method in model.methods.items():
+        rows = method.describe(rows, decisions[name], compacted)
+    return tuple(rows.values())

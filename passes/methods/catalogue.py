@@ -1,0 +1,31 @@
+"""Which class implements which method's config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from ...config import AdapterConfig
+from ...errors import MethodError
+from ...models.configs.ccm import CCM
+from .ccm import RankRouting
+from .method import Method
+
+METHOD_CLASSES: Mapping[type[AdapterConfig], type[Method[Any]]] = MappingProxyType({CCM: RankRouting})
+
+
+def class_of(config: AdapterConfig) -> type[Method[Any]]:
+    """The class that implements a config.
+
+    Raises:
+        MethodError: none does.
+    """
+    found = METHOD_CLASSES.get(type(config))
+    if found is None:
+        raise MethodError(
+            f"gatefx has no method for a {type(config).__name__}.",
+            given=repr(config),
+            expected=", ".join(known.__name__ for known in METHOD_CLASSES),
+        )
+    return found
