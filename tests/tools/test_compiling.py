@@ -26,7 +26,7 @@ def fitted(gatefx: Command, adapter_folder: Path, data_file: Path, tmp_path_fact
         "optimize", adapter_folder, out, "--data", data_file, "--budget", "40%", "--distill-steps", 5
     )
     assert (code, err) == (0, "")
-    assert "routers fitted by distillation in 5 steps" in printed
+    assert "gates fitted by distillation in 5 steps" in printed
     assert f"written: {out}" in printed
     return out
 
@@ -80,7 +80,7 @@ def test_inspect_shows_an_artifact(gatefx: Command, artifact: Path) -> None:
     described = json.loads(gatefx("inspect", artifact, "--json")[1])
     assert described["verified"] is True
     assert described["installed"]["torch"] == torch.__version__
-    assert described["report"]["facts"]["prediction"]["verdict"]
+    assert described["report"]["facts"]["ccm"]["prediction"]["verdict"]
 
 
 def test_inspect_shows_gates(gatefx: Command, gates_folder: Path) -> None:
