@@ -5,5 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from .gates import HardRankRouter, RankMask, RankRouter
+from .modulation import HardModulation, Modulation, SoftModulation
 
-GATE_MODULES: tuple[type[nn.Module], ...] = (RankRouter, HardRankRouter, RankMask)
+GATE_MODULES: tuple[type[nn.Module], ...] = (
+    RankRouter,
+    HardRankRouter,
+    RankMask,
+    Modulation,
+    HardModulation,
+    SoftModulation,
+)

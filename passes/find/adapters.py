@@ -19,13 +19,10 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ...models.regularization import REGULARIZATION_MODULES
-from ...runtime.ops import schema  # noqa: F401  # defines torch.ops.gatefx.gated_lora
 from ..graph.edit import shape_of, tensor_value
+from .updates import before_dropout, has_bias, matrix_of, scaled_update, sum_with_base, update_factors
 
 aten = torch.ops.aten
-_SUMS = (aten.add.Tensor, torch.ops.gatefx.gated_lora.default)
-_MATRIX = 2
 _BRANCH_NAMES = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
 
 _EMBEDDING = "its A is looked up, not multiplied (an embedding adapter)"
@@ -98,8 +95,8 @@ def find_sites(graph_module: fx.GraphModule) -> tuple[tuple[AdapterSite, ...], t
 def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | None:
     """Read a site from its down-projection; None where the node is not one."""
     up, gate = _up_projection(down)
-    lora_a = _matrix(down)
-    lora_b = _matrix(up) if up is not None else None
+    lora_a = matrix_of(down)
+    lora_b = matrix_of(up) if up is not None else None
     if up is None or lora_a is None or lora_b is None:
         return None
     rank, d_in = (int(size) for size in tensor_value(lora_a).shape)
@@ -108,15 +105,15 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     if not named and rank >= min(d_in, d_out):
         return None
     branch_input = down.all_input_nodes[0]
-    x = _through_dropout(branch_input, graph_module)
-    scaled, scale = _scaled(up)
-    factors = _factors(scaled)
+    x = before_dropout(branch_input, graph_module)
+    scaled, scale = scaled_update(up)
+    factors = update_factors(scaled)
     joined = (
-        _sum_with_base(factors[-1] if factors else scaled, x, d_out)
+        sum_with_base(factors[-1] if factors else scaled, x, d_out)
         if len(down.users) == 1
         else "something besides B reads A x"
     )
-    if _has_bias(down) or _has_bias(up):
+    if has_bias(down) or has_bias(up):
         joined = "its A or B has a bias, which no rank direction carries and a shut gate would leave on"
     if not isinstance(joined, str) and not isinstance(shape_of(x)[0], torch.SymInt):
         joined = "the leading axis of its input is not the batch, so one gate per example has no place"
@@ -142,89 +139,9 @@ def _up_projection(down: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
     return None, None
 
 
-def _matrix(linear: fx.Node) -> fx.Node | None:
-    """The weight of a linear, where it is a matrix the graph reads."""
-    weight = linear.args[1]
-    if not isinstance(weight, fx.Node) or weight.op != "get_attr" or tensor_value(weight).dim() != _MATRIX:
-        return None
-    return weight
-
-
-def _has_bias(linear: fx.Node) -> bool:
-    return len(linear.args) > _MATRIX and linear.args[_MATRIX] is not None
-
-
 def named_as_adapter(node: fx.Node) -> bool:
     """Whether a tensor bears a name that PEFT gives to a part of an adapter."""
     return any(f".{name}." in f".{node.target}." for name in _BRANCH_NAMES)
-
-
-def _through_dropout(node: fx.Node, graph_module: fx.GraphModule) -> fx.Node:
-    """The state before the adapter's own dropout. The layer's input dropout also feeds the base and is kept."""
-    if node.op != "call_module" or len(node.users) != 1:
-        return node
-    if isinstance(graph_module.get_submodule(str(node.target)), REGULARIZATION_MODULES):
-        return node.all_input_nodes[0]
-    return node
-
-
-def _scaled(up: fx.Node) -> tuple[fx.Node, float | fx.Node]:
-    user = next(iter(up.users), None)
-    if len(up.users) == 1 and user is not None and user.target is aten.mul.Tensor and user.args[0] is up:
-        factor = user.args[1]
-        if isinstance(factor, (int, float)):
-            return user, float(factor)
-        if isinstance(factor, fx.Node) and factor.op == "get_attr" and tensor_value(factor).numel() == 1:
-            return user, factor
-    return up, 1.0
-
-
-def _factors(scaled: fx.Node) -> tuple[fx.Node, ...]:
-    """Multiplications of the update by gates: mul(update, factor), one after another, each read by the next alone."""
-    found: list[fx.Node] = []
-    node = scaled
-    while len(node.users) == 1:
-        user = next(iter(node.users))
-        factor = user.args[1] if user.target is aten.mul.Tensor and user.args[0] is node else None
-        if not isinstance(factor, fx.Node) or not _is_update_factor(factor, scaled):
-            break
-        found.append(user)
-        node = user
-    return tuple(found)
-
-
-def _is_update_factor(factor: fx.Node, scaled: fx.Node) -> bool:
-    """Whether a tensor has one number per token, per example or for all: (B, …, 1) or ()."""
-    shape, update = shape_of(factor), shape_of(scaled)
-    return not shape or (len(shape) == len(update) and shape[-1] == 1)
-
-
-def _sum_with_base(scaled: fx.Node, x: fx.Node, d_out: int) -> tuple[fx.Node, fx.Node, fx.Node] | str:
-    """(the add that joins the update, the layer's output, the layer's weight); a reason where there is no such add."""
-    if len(scaled.users) != 1:
-        return "its update is read in several places, so gating it would change more than one layer"
-    total = next(iter(scaled.users))
-    if total.target is not aten.add.Tensor:
-        return f"its update is not added to a layer (it goes to {total.target}); DoRA and the like renormalise it"
-    base = next((arg for arg in total.args if isinstance(arg, fx.Node) and arg is not scaled), None)
-    if base is None or total.kwargs or shape_of(base)[-1] != d_out:
-        return "its update is added to something of another shape"
-    weight = _layer_weight(base, x)
-    return (total, base, weight) if weight is not None else "the layer it adds to reads another input"
-
-
-def _layer_weight(base: fx.Node, x: fx.Node) -> fx.Node | None:
-    """The weight of the linear over x behind `base`, looking through other adapters that were already added to it."""
-    while base.target in _SUMS and isinstance(base.args[0], fx.Node):
-        base = base.args[0]
-    if base.target is aten.linear.default:
-        return _matrix(base) if base.args[0] is x else None
-    inner = base.args[0] if base.target in (aten.view.default, aten.reshape.default) else None
-    if not isinstance(inner, fx.Node) or inner.target is not aten.addmm.default:
-        return None
-    flat, weight = inner.args[1], inner.args[2]
-    reads_x = isinstance(flat, fx.Node) and flat.args[0] is x
-    return weight if reads_x and isinstance(weight, fx.Node) and weight.op == "get_attr" else None
 
 
 def plain_path(tensor_name: str) -> str:

@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatefx.models.configs.ccm import CCM
+from gatefx.models.configs.gatera import GateRA
 from gatefx.passes.contract import Pass, PassResult
+from gatefx.passes.gate.hira import AttachHira
 from gatefx.passes.gate.lora import AttachLora
+from gatefx.passes.gate.modulation import InsertModulation
 from gatefx.passes.gate.rank_router import InsertRankRouter
 from gatefx.passes.graph.canonical import canonical_text
 from gatefx.passes.graph.capture import capture
@@ -134,5 +137,26 @@ def routed(adapted: Callable[..., fx.GraphModule]) -> Callable[..., fx.GraphModu
     def make(config: CCM | None = None, budget: float = 2.0, **given: Any) -> fx.GraphModule:
         graph = InsertRankRouter(config or CCM(d_router=8), budget)(adapted(**given)).graph_module
         return randomise(graph).eval()
+
+    return make
+
+
+@pytest.fixture
+def modulated(adapted: Callable[..., fx.GraphModule], capture_plain: Callable[..., fx.GraphModule]) -> Any:
+    """A graph whose adapters, of either kind, have a token gate each, with weights that show."""
+
+    def make(update: str = "hira", dropout: float = 0.0, gated: bool = True, **given: Any) -> fx.GraphModule:
+        dtype = given.pop("dtype", torch.float32)
+        if update == "lora":
+            graph = adapted(dropout=dropout, dtype=dtype)
+        else:
+            graph = AttachHira(4, dropout, "all-linear")(capture_plain(dtype=dtype)).graph_module
+        if gated:
+            graph = InsertModulation(GateRA(update=update, **given), budget=0.5)(graph).graph_module  # type: ignore[arg-type]
+        random = torch.Generator().manual_seed(1)
+        for name, parameter in graph.named_parameters():
+            if ".hira_B." in name or name.startswith("modulation_"):
+                parameter.data.copy_(torch.randn(parameter.shape, generator=random, dtype=torch.float64))
+        return graph.eval()
 
     return make

@@ -1,0 +1,51 @@
+"""GateRA's terms of the objective: entropy, which pushes gates to 0 and 1, and the budget of open tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ..errors import UntrainedGateError
+from .modulation import Modulation, ModulationRecord
+
+
+def last_records(modulations: Sequence[Modulation]) -> tuple[ModulationRecord, ...]:
+    """What the gates decided in their last call.
+
+    Raises:
+        UntrainedGateError: one was not called yet.
+    """
+    records = tuple(modulation.record for modulation in modulations)
+    if not records or any(record is None for record in records):
+        raise UntrainedGateError("The gates have decided nothing yet.", remedy="call the model on a batch first")
+    return tuple(record for record in records if record is not None)
+
+
+def mean_gate(records: Sequence[ModulationRecord]) -> Tensor:
+    """Mean g over real tokens and sites, ()."""
+    return torch.stack([record.total_gate() for record in records]).sum() / _tokens(records)
+
+
+def mean_entropy(records: Sequence[ModulationRecord]) -> Tensor:
+    """Mean H(g) over real tokens and sites in nats, ()."""
+    return torch.stack([record.total_entropy() for record in records]).sum() / _tokens(records)
+
+
+def modulation_loss(modulations: Sequence[Modulation]) -> Tensor:
+    """β·H(g) + λ·(mean g − budget) on the last batch, (); the second term only where there is a budget.
+
+    Raises:
+        UntrainedGateError: the gates were not called yet.
+    """
+    records = last_records(modulations)
+    first = modulations[0]
+    loss = first.config.entropy_weight * mean_entropy(records)
+    if first.budget is None:
+        return loss
+    return loss + first.penalty.to(loss.dtype) * (mean_gate(records) - first.budget)
+
+
+def _tokens(records: Sequence[ModulationRecord]) -> Tensor:
+    return torch.stack([record.count for record in records]).sum().clamp_min(1)
