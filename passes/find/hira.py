@@ -108,7 +108,9 @@ def _low_rank(node: object) -> tuple[fx.Node, fx.Node] | None:
 
 
 def _stored(node: object) -> fx.Node | None:
-    """The weight that a node reads, directly or transposed."""
+    """The weight that a node reads, directly or transposed; a copy without gradient reads it too (PEFT's Conv1D)."""
+    if isinstance(node, fx.Node) and node.target is aten.detach.default:
+        node = node.args[0]
     inner = _transposed(node)
     found = inner if inner is not None else node
     return found if isinstance(found, fx.Node) and _is_matrix(found) else None

@@ -14,6 +14,7 @@ from gatefx.passes.find.hira import find_hira_sites
 from gatefx.passes.gate.hira import AttachHira
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.edit import get_tensor
+from gatefx.passes.graph.signature import signature_of
 
 
 def hira(graph: Any) -> Any:
@@ -57,9 +58,7 @@ def test_the_update_is_the_weight_times_b_a(capture_plain: Any, inputs: Any, tol
     wanted = capture_plain(dtype=torch.float64)
     wanted.load_state_dict(plain.state_dict())
     get_tensor(wanted, "second.weight").data = (w0 + scale * w0 * (b @ a)).detach()
-    torch.testing.assert_close(
-        graph(*given)["logits"], wanted(*given)["logits"], rtol=0, atol=tolerance[torch.float64]
-    )
+    torch.testing.assert_close(graph(*given)["logits"], wanted(*given)["logits"], rtol=0, atol=tolerance[torch.float64])
 
 
 def test_the_finder_reads_every_part(modulated: Any) -> None:
@@ -90,7 +89,7 @@ def test_conv1d_weights_are_transposed(captured_family: Any, checked: Any, toler
     assert sites
     assert all(site.transposed for site in sites)
     assert [site.d_out for site in sites] == [96] * len(sites)
-    given = [tiny_inputs(model, batch=3, tokens=9)[name] for name in captured.signature.input_names]
+    given = signature_of(graph).arrange(tiny_inputs(model, batch=3, tokens=9))
     assert torch.equal(graph(*given)["logits"], captured.graph_module(*given)["logits"])
 
 
