@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from .configs.gatera import GateRA
 
-_MOVED = 3e-5  # share of the weights' sum: casts to half precision stay below it, optimiser steps do not
+_ROUNDING = 2.0**-8  # what a cast to bfloat16 and back moves a weight by, relative to it
+_STILL = 1e-6
 _TOKEN_AXES = 3
 
 
@@ -81,14 +82,14 @@ class Modulation(nn.Module):
         self.prefill: ModulationRecord | None = None
         self.decode: ModulationRecord | None = None
         self.record: ModulationRecord | None = None
-        self._initial = self._fingerprint()
-
-    def _fingerprint(self) -> float:
-        return float(sum(p.detach().double().abs().sum() for p in self.parameters()))
+        self._initial = [parameter.detach().clone() for parameter in self.parameters()]
 
     def has_moved(self) -> bool:
-        """Whether the weights are no longer those the gate was initialised with."""
-        return abs(self._fingerprint() - self._initial) > _MOVED * abs(self._initial)
+        """Whether the weights are no longer those the gate was initialised with, casts apart."""
+        return any(
+            bool(((now.detach().to(start) - start).abs() > _ROUNDING * start.abs() + _STILL).any())
+            for now, start in zip(self.parameters(), self._initial, strict=True)
+        )
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave the last batch's records behind: they hold a graph of gradients."""
@@ -134,6 +135,10 @@ class SoftModulation(nn.Module):
     def __init__(self, modulation: Modulation) -> None:
         super().__init__()
         self.modulation = modulation
+
+    def constant(self) -> float | None:
+        """See `Modulation.constant`."""
+        return self.modulation.constant()
 
     def forward(self, x: Tensor) -> Tensor:
         """g(x): x (B, *, d) → (B, *, 1)."""

@@ -23,6 +23,7 @@ from ..contract import Pass
 from ..find.adapters import find_sites, named_as_adapter
 from ..find.hira import find_hira_sites
 from ..find.linears import Linear, find_linears, select_targets
+from ..find.modulations import update_sites
 from ..graph.edit import emit, emit_attribute, emit_module, get_tensor, own_module, own_tensor, shape_of, tensor_value
 from ..report import Declined, Outcome
 
@@ -50,7 +51,7 @@ class AttachHira(Pass):
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Attach a branch to every target."""
         low_rank = find_sites(graph_module)[0]
-        taken = {site.path for site in (*low_rank, *find_hira_sites(graph_module))} | {
+        taken = {site.path for site in update_sites(graph_module)} | {
             name.rpartition(".hira_A.")[0] for name, _ in graph_module.named_parameters() if ".hira_A." in name
         }
         halves = {node for site in low_rank for node in (site.lora_a, site.lora_b)}
