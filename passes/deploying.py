@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx
 
+from ..errors import SiteError
 from .chain import Chain
 from .decision import Decision
 from .deployed import DeployedModel
@@ -28,6 +29,7 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
 
     Raises:
         GatefxError: a decision needs data, or does not fit the graph.
+        SiteError: fold=True where a gate still decides.
     """
     model.graph_module.eval()
     frozen = Chain(model.graph_module, options.verify).then(FreezeRegularization())
@@ -37,12 +39,15 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
     compacted = hardened
     for name, method in model.methods.items():
         compacted = method.compact(compacted, decisions[name], options)
+    sites = _sites(model, frozen.graph, compacted.graph, decisions)
+    if options.fold:
+        _refuse_unmerged(sites)
     return DeployedModel(
         compacted.graph,
         hardened.graph,
         methods={name: method.config for name, method in model.methods.items()},
         decisions=decisions,
-        sites=_sites(model, frozen.graph, compacted.graph, decisions),
+        sites=sites,
         loss=model.loss,
         model_config=model.config,
         report=model.report.extended(
@@ -67,3 +72,15 @@ def _sites(
     for name, method in model.methods.items():
         rows = method.describe(rows, decisions[name], compacted)
     return tuple(rows.values())
+
+
+def _refuse_unmerged(sites: tuple[DeployedSite, ...]) -> None:
+    """One merged weight cannot do what a gate that still decides does."""
+    left = [site for site in sites if site.form not in ("merged", "dropped")]
+    if left:
+        raise SiteError(
+            "A gated adapter cannot be merged: its gate decides per input.",
+            given=f"fold=True, and {len(left)} sites that are not merged, such as {left[0].name} ({left[0].form})",
+            expected="gates that are constant: a budget that keeps everything, or freeze_static=True with data",
+            remedy="leave fold out, which merges what can be merged",
+        )

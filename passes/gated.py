@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx
 
 from ..config import AdapterConfig
-from ..errors import MethodError
+from ..errors import MethodError, SiteError
 from ..models.task_loss import TaskLoss
 from .gated_files import save_gated
 from .methods.method import Method, MethodSchedule
@@ -89,6 +89,19 @@ class GatedModel(GraphProgram):
             ArtifactError: the folder exists and overwrite is False.
         """
         return save_gated(self, folder, overwrite=overwrite)
+
+    def merge_and_unload(self) -> NoReturn:
+        """PEFT's way to merge adapters, which gates rule out.
+
+        Raises:
+            SiteError: always, with what to call instead.
+        """
+        raise SiteError(
+            "A gated adapter cannot be merged: its gate decides per input.",
+            given=f"gates of {', '.join(self.methods)}",
+            expected="optimize, which merges the adapters whose gate turns out constant",
+            remedy='call gatefx.optimize(gated, data=…); optimize(gated, budget="100%", fold=True) drops the gates',
+        )
 
     def _only(self) -> Method[Any]:
         if len(self.methods) > 1:

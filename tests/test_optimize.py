@@ -153,6 +153,13 @@ def test_folding_every_rank_leaves_no_adapter(tolerance: Any) -> None:
         torch.testing.assert_close(folded(**batch).logits, model(**batch).logits, rtol=0, atol=1e-4)
 
 
+def test_merging_what_a_gate_decides_is_refused(gated: GatedModel) -> None:
+    with pytest.raises(SiteError, match=r"cannot be merged(.|\n)*such as bert"):
+        gatefx.optimize(gated, data=DATA, fold=True)
+    with pytest.raises(SiteError, match=r"cannot be merged(.|\n)*gatefx\.optimize"):
+        gated.merge_and_unload()
+
+
 @pytest.mark.parametrize("forms", ["gathered", "masked", None])
 def test_forms_are_forms_of_one_function(gated: GatedModel, forms: Any, fast: DeployedModel) -> None:
     other = gatefx.optimize(gated, data=DATA, forms=forms, workload=(8, 7), engine="torch", verify=True)

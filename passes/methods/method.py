@@ -41,8 +41,8 @@ class DeployOptions:
 
     Attributes:
         workload: (batch, tokens) that the cost model prices; engine: whose measured constants it uses.
-        fold: fold ungated sites into their layers: None folds those whose gate is constant, True also a model that
-            keeps everything, False none.
+        fold: fold ungated sites into their layers: None folds those whose gate is constant, True all of them (deploying
+            refuses what is left), False none.
         freeze_static: also freeze gates that never varied on the calibration data (approximate).
         forms: None lets the cost model choose; "masked" keeps every site's masked form, "gathered" compacts every one.
         verify: check graph legality and pass claims after every pass; show: progress bars.
