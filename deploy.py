@@ -57,8 +57,8 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
         gates: folder that `gated.save_pretrained` wrote: its gates act in a PEFT model, nothing is fitted.
         workload: (batch, tokens) to price forms for; None takes the data's median.
         engine: whose measured constants the cost model uses: "onnxruntime" or "torch".
-        fold: None folds adapters whose gate turned static; True every adapter, refused where a gate still decides; False
-            none.
+        fold: None folds adapters whose gate turned static; True every adapter, refused where a gate still decides;
+            False none.
         freeze_static: freeze gates that never varied on `data` (approximate, reported).
         forms: "gathered" or "masked" instead of the cost model's choice.
         distill_steps: optimiser steps when gates must be fitted.
