@@ -65,6 +65,7 @@ class Modulation(nn.Module):
 
     penalty: Tensor
     updates: Tensor
+    level: Tensor
 
     def __init__(self, config: GateRA, *, width: int, budget: float | None) -> None:
         super().__init__()
@@ -79,6 +80,8 @@ class Modulation(nn.Module):
                 nn.init.zeros_(layer.bias)
         self.register_buffer("penalty", torch.tensor(config.penalty))
         self.register_buffer("updates", torch.tensor(0))
+        # The deployed threshold as a logit, once a deployment has calibrated it; infinite before.
+        self.register_buffer("level", torch.tensor(torch.inf))
         self.prefill: ModulationRecord | None = None
         self.decode: ModulationRecord | None = None
         self.record: ModulationRecord | None = None

@@ -8,9 +8,10 @@ from types import MappingProxyType
 from ...config import AdapterConfig
 from ...errors import MethodError
 from .ccm import CCM
+from .gatera import GateRA
 
 #: Name → the method's config with its defaults, in the order in which methods act on one model.
-METHODS: Mapping[str, AdapterConfig] = MappingProxyType({"ccm": CCM()})
+METHODS: Mapping[str, AdapterConfig] = MappingProxyType({"ccm": CCM(), "gatera": GateRA()})
 
 Method = str | AdapterConfig
 Methods = Method | Sequence[Method]

@@ -9,10 +9,14 @@ from typing import Any
 from ...config import AdapterConfig
 from ...errors import MethodError
 from ...models.configs.ccm import CCM
+from ...models.configs.gatera import GateRA
 from .ccm import RankRouting
+from .gatera import TokenModulation
 from .method import Method
 
-METHOD_CLASSES: Mapping[type[AdapterConfig], type[Method[Any]]] = MappingProxyType({CCM: RankRouting})
+METHOD_CLASSES: Mapping[type[AdapterConfig], type[Method[Any]]] = MappingProxyType(
+    {CCM: RankRouting, GateRA: TokenModulation}
+)
 
 
 def class_of(config: AdapterConfig) -> type[Method[Any]]:
