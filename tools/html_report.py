@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import missing_package
-from ..passes.find.linears import layer_of
+from ..passes.find.layer_names import layer_of
 from . import plots
 from .demo_result import TABLE_COLUMNS, DemoResult
 from .demo_serving import CCM, LORA, MERGED

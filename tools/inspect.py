@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..runtime.artifact import Artifact
+from .inspect_layers import layer_rows, layer_table
 
 _MILLION = 1e6
 _DECLINED_SHOWN = 8  # per pass, on the console; --json has them all
@@ -57,6 +58,7 @@ def show_report(description: Mapping[str, Any], console: Console) -> None:
     if report is None:
         return
     console.print(f"forms: {forms(description['sites'])}")
+    console.print(layer_table(layer_rows(description["sites"], report["facts"])))
     console.print(_passes(report["passes"]))
     for entry in report["passes"]:
         _declined(entry, console)

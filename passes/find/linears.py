@@ -15,6 +15,7 @@ from torch import fx
 from ...errors import SiteError
 from ...models.families import HEAD_MODULES, OUTPUT_PROJECTIONS
 from ..graph.edit import tensor_value
+from .layer_names import layer_of
 
 aten = torch.ops.aten
 _MATRIX = 2
@@ -149,12 +150,3 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 def _ends_with(path: str, name: str) -> bool:
     return path == name or path.endswith(f".{name}")
-
-
-def layer_of(path: str) -> str:
-    """The transformer layer a module path belongs to: the path up to its first number, or '' outside any."""
-    parts = path.split(".")
-    for index, part in enumerate(parts):
-        if part.isdigit():
-            return ".".join(parts[: index + 1])
-    return ""

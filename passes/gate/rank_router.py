@@ -24,7 +24,7 @@ from ...models.families import ATTENTION_MASK
 from ...models.gates import RankRouter
 from ..contract import Pass
 from ..find.adapters import AdapterSite, find_sites
-from ..find.linears import layer_of
+from ..find.layer_names import layer_of
 from ..graph.edit import emit, emit_module, own_module, shape_of, tensor_value
 from ..report import Declined, Outcome
 

@@ -22,7 +22,7 @@ from ...models.gates import RankRouter
 from ...models.objectives import rank_entropy
 from ...models.rank_statistics import RankSummary, collapse, direction_usage, jaccard, jensen_shannon, rank_summary
 from ..find.gates import gated_site_names
-from ..find.linears import layer_of
+from ..find.layer_names import layer_of
 from .ccm_schedule import records_of, routers_of
 
 if TYPE_CHECKING:

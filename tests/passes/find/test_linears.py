@@ -10,7 +10,8 @@ from torch import nn
 
 from gatefx.errors import SiteError
 from gatefx.models.tiny import FAMILIES
-from gatefx.passes.find.linears import find_linears, is_output, layer_of, select_targets
+from gatefx.passes.find.layer_names import layer_of
+from gatefx.passes.find.linears import find_linears, is_output, select_targets
 
 ATTENTION = {f"bert.encoder.layer.{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "key", "value")}
 
