@@ -21,15 +21,31 @@ from .onnx_token_functions import (
     translate_scatter_tokens,
     translate_select_tokens,
 )
+from .onnx_update_functions import (
+    RoutedLinear,
+    TokenGatedLora,
+    translate_routed_linear,
+    translate_token_gated_lora,
+)
 from .schema import gated_lora
 from .token_ops import gather_tokens, scatter_tokens, select_tokens
+from .update_ops import routed_linear, token_gated_lora
 
 if TYPE_CHECKING:
     import onnx
 
 __all__ = ["DOMAIN", "VERSION", "function_protos", "translations"]
 
-_FUNCTIONS = (GatedLora, SelectTokens, GatherTokens, GatherLastTokens, GatherTokensAlong, ScatterTokens)
+_FUNCTIONS = (
+    GatedLora,
+    SelectTokens,
+    GatherTokens,
+    GatherLastTokens,
+    GatherTokensAlong,
+    ScatterTokens,
+    TokenGatedLora,
+    RoutedLinear,
+)
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
@@ -39,6 +55,8 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         select_tokens._opoverload: translate_select_tokens,
         gather_tokens._opoverload: translate_gather_tokens,
         scatter_tokens._opoverload: translate_scatter_tokens,
+        token_gated_lora._opoverload: translate_token_gated_lora,
+        routed_linear._opoverload: translate_routed_linear,
     }
 
 

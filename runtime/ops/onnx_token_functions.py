@@ -94,7 +94,8 @@ _scatter_tokens = bare_node(
 
 def translate_select_tokens(priority: FLOAT, counts: INT64) -> tuple[INT64, BOOL]:
     """The node of `select_tokens`."""
-    return _select_tokens(priority, counts)
+    chosen: tuple[INT64, BOOL] = _select_tokens(priority, counts)
+    return chosen
 
 
 def translate_gather_tokens(x: FLOAT, indices: INT64, dim: int) -> FLOAT:
