@@ -63,7 +63,7 @@ class Modulation(nn.Module):
         config: the method's options; width: d; budget: mean g to train towards, None for none.
     """
 
-    penalty: Tensor
+    multiplier: Tensor
     updates: Tensor
     level: Tensor
 
@@ -78,7 +78,7 @@ class Modulation(nn.Module):
             if layer is not None:
                 nn.init.xavier_uniform_(layer.weight)
                 nn.init.zeros_(layer.bias)
-        self.register_buffer("penalty", torch.tensor(config.penalty))
+        self.register_buffer("multiplier", torch.tensor(0.0))
         self.register_buffer("updates", torch.tensor(0))
         # The deployed threshold as a logit, once a deployment has calibrated it; infinite before.
         self.register_buffer("level", torch.tensor(torch.inf))
@@ -126,9 +126,9 @@ class Modulation(nn.Module):
         return torch.sigmoid(logits).to(x.dtype).unsqueeze(-1)
 
     def observe(self, mean: float) -> None:
-        """One update of the dual variable after an optimiser step: λ ← max(0, λ + η_λ·(mean g − budget))."""
+        """One update of the multiplier after an optimiser step: λ ← λ + η_λ·(mean g − budget)."""
         if self.budget is not None:
-            self.penalty.add_(self.config.penalty_rate * (mean - self.budget)).clamp_(min=0.0)
+            self.multiplier.add_(self.config.penalty_rate * (mean - self.budget))
         self.updates.add_(1)
 
 

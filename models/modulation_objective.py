@@ -34,7 +34,9 @@ def mean_entropy(records: Sequence[ModulationRecord]) -> Tensor:
 
 
 def modulation_loss(modulations: Sequence[Modulation]) -> Tensor:
-    """β·H(g) + λ·(mean g − budget) on the last batch, (); the second term only where there is a budget.
+    """β·H(g) + λ·(mean g − budget) + ρ·(mean g − budget)² on the last batch, (); the last two where there is a budget.
+
+    The square keeps the mean from running past the budget, the multiplier λ closes the gap that it leaves.
 
     Raises:
         UntrainedGateError: the gates were not called yet.
@@ -44,7 +46,8 @@ def modulation_loss(modulations: Sequence[Modulation]) -> Tensor:
     loss = first.config.entropy_weight * mean_entropy(records)
     if first.budget is None:
         return loss
-    return loss + first.penalty.to(loss.dtype) * (mean_gate(records) - first.budget)
+    excess = mean_gate(records) - first.budget
+    return loss + first.multiplier.to(loss.dtype) * excess + first.config.penalty * excess.square()
 
 
 def _tokens(records: Sequence[ModulationRecord]) -> Tensor:

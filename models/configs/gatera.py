@@ -28,10 +28,10 @@ class GateRA(AdapterConfig):
 
     Objective:
         entropy_weight: β of +β·H(g), which pushes g to 0 and 1.
-        penalty: λ's starting value, where there is a budget; a dual variable from then on.
-        penalty_rate: η_λ in λ ← max(0, λ + η_λ·(mean g − budget)).
+        penalty: ρ of the budget's terms λ·(mean g − budget) + ρ·(mean g − budget)², where there is a budget.
+        penalty_rate: η_λ of the multiplier, λ ← λ + η_λ·(mean g − budget), which starts at 0.
 
-    The paper names no values for θ, β, λ and η_λ; λ is gatefx's own, for budgets.
+    The paper names no values for θ and β, and has no budget.
     """
 
     method: ClassVar[str] = "gatera"
@@ -42,7 +42,7 @@ class GateRA(AdapterConfig):
     gate: Form = "hard"
     threshold: float = 0.5
     entropy_weight: float = 0.01
-    penalty: float = 0.5
+    penalty: float = 5.0
     penalty_rate: float = 0.05
 
     def __post_init__(self) -> None:

@@ -22,6 +22,7 @@ import torch
 from torch import fx, nn
 
 from ...models.modulation import HardModulation
+from ...runtime.ops import update_ops  # noqa: F401  # defines torch.ops.gatefx.routed_linear
 from ..contract import Pass
 from ..find.hira import HiraSite
 from ..find.linears import Linear, find_linears

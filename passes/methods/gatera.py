@@ -9,7 +9,7 @@ y = W0 x + g(x)·(W0 ⊙ B A) x with g(x) = σ(wᵀx + b), one number per token 
 Deviations from the paper, each with its reason:
     * deployed gates are hard: entropy drives g to 0 and 1, and then a token needs one weight of two and one product;
       `gate="soft"` keeps the paper's g;
-    * a budget, the share of tokens×sites that take the update, with a dual variable λ: the paper has none;
+    * a budget, the share of tokens×sites that take the update: two more terms of the objective train towards it;
     * `update="lora"` gates s·B A instead: HiRA sites have no rank directions that other methods could act on.
 
 Where a layer reads a pooled state (B, d) its gate is one number per example; in a decoder that decodes a token at a
@@ -124,7 +124,7 @@ class TokenModulation(Method[GateRA]):
         total_steps: int,  # noqa: ARG002
         optimizer: torch.optim.Optimizer | None,  # noqa: ARG002
     ) -> ModulationSchedule:
-        """The budget's dual variable."""
+        """The budget's multiplier."""
         return ModulationSchedule(model)
 
     def is_trained(self, graph_module: fx.GraphModule) -> bool:

@@ -1,4 +1,4 @@
-"""What moves GateRA's gates over a training run: the budget's dual variable, and what the last batch showed."""
+"""What moves GateRA's gates over a training run: the budget's multiplier, and what the last batch showed."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class ModulationStep:
     """One training step of the gates, over real tokens and sites.
 
     Attributes:
-        mean: mean g; entropy: mean H(g) in nats; open_share: share of gates with g ≥ θ; penalty: λ.
+        mean: mean g; entropy: mean H(g) in nats; open_share: share of gates with g ≥ θ; multiplier: λ.
     """
 
     step: int
     mean: float
     entropy: float
     open_share: float
-    penalty: float
+    multiplier: float
 
 
 class ModulationSchedule(MethodSchedule):
@@ -57,13 +57,13 @@ class ModulationSchedule(MethodSchedule):
             mean=mean,
             entropy=float(mean_entropy(records)),
             open_share=float(torch.stack(above).sum() / torch.stack([record.count for record in records]).sum()),
-            penalty=float(first.penalty),
+            multiplier=float(first.multiplier),
         )
         self.history.append(row)
         return row
 
     def figures(self) -> Mapping[str, float]:
-        """Mean gate, entropy, share of open gates, and the penalty."""
+        """Mean gate, entropy, share of open gates, and the multiplier."""
         if not self.history:
             return {}
         row = self.history[-1]
@@ -71,5 +71,5 @@ class ModulationSchedule(MethodSchedule):
             "gate_mean": row.mean,
             "gate_entropy": row.entropy,
             "gate_open_share": row.open_share,
-            "gate_penalty": row.penalty,
+            "gate_multiplier": row.multiplier,
         }

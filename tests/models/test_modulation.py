@@ -82,10 +82,12 @@ def test_the_objective_adds_up_over_sites_and_tokens() -> None:
     first, second = (gate(budget=0.25, entropy_weight=0.3, penalty=2.0) for _ in range(2))
     first(states(2, 3))
     second(states(4, 5))
+    first.multiplier.fill_(-0.7)
     records = last_records([first, second])
     g = torch.cat([record.gate.flatten() for record in records])
 
-    wanted = 0.3 * -(g * g.log() + (1 - g) * (1 - g).log()).mean() + 2.0 * (g.mean() - 0.25)
+    wanted = 0.3 * -(g * g.log() + (1 - g) * (1 - g).log()).mean()
+    wanted = wanted - 0.7 * (g.mean() - 0.25) + 2.0 * (g.mean() - 0.25) ** 2
     torch.testing.assert_close(modulation_loss([first, second]), wanted)
 
 
@@ -101,14 +103,14 @@ def test_an_uncalled_gate_has_no_loss() -> None:
         modulation_loss([gate()])
 
 
-def test_the_dual_variable_follows_the_budget() -> None:
-    module = gate(budget=0.5, penalty=0.1, penalty_rate=0.2)
+def test_the_multiplier_follows_the_budget() -> None:
+    module = gate(budget=0.5, penalty_rate=0.2)
     module.observe(0.75)
-    assert float(module.penalty) == pytest.approx(0.15)
-    for _ in range(9):
+    assert float(module.multiplier) == pytest.approx(0.05)
+    for _ in range(3):
         module.observe(0.25)
-    assert float(module.penalty) == 0
-    assert int(module.updates) == 10
+    assert float(module.multiplier) == pytest.approx(-0.1)
+    assert int(module.updates) == 4
 
 
 def test_hard_is_the_threshold_and_soft_the_gate() -> None:
