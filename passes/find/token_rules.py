@@ -88,7 +88,7 @@ def _permuted(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     return frozenset(order.index(axis) for axis in axes)
 
 
-def _unsqueezed(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
+def _unsqueezed(node: fx.Node, _source: fx.Node, axes: Axes) -> Axes | str:
     dim = int(node.args[1]) % len(shape_of(node))  # type: ignore[arg-type]  # schema: int
     return frozenset(axis + (axis >= dim) for axis in axes)
 
@@ -145,7 +145,7 @@ def _gathered(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     return "it reads tokens at computed positions" if _dimension(node, source) in axes else axes
 
 
-def _indexed(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
+def _indexed(_node: fx.Node, _source: fx.Node, _axes: Axes) -> Axes | str:
     return "it reads tokens at computed positions"
 
 
