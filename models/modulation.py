@@ -40,6 +40,16 @@ class ModulationRecord:
         """Number of real tokens, ()."""
         return self.real.sum()
 
+    @property
+    def mean(self) -> Tensor:
+        """Mean g over real tokens, ()."""
+        return self.total_gate() / self.count.clamp_min(1)
+
+    @property
+    def entropy(self) -> Tensor:
+        """Mean H(g) over real tokens in nats, ()."""
+        return self.total_entropy() / self.count.clamp_min(1)
+
     def total_gate(self) -> Tensor:
         """Sum of g over real tokens, ()."""
         return (self.gate * self.real).sum()

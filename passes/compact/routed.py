@@ -7,7 +7,8 @@
 
 with W1 = W0 + ΔW, ΔW = s·W0 ⊙ B A (HiRA) or s·B A (LoRA), computed once. Exact up to rounding: where the gate is 0 the
 masked sum is W0 x, where it is 1 it is W0 x + ΔW x = W1 x. Each token costs one product instead of two; W0 and W1 are
-both stored.
+both stored. Measured for single layers (ONNX Runtime, one thread, 64 to 4,096 tokens, half of them updated), relative
+to the layer without an adapter: HiRA 1.06–1.23, masked 1.92–2.14; LoRA of rank 16 0.97–1.23, masked 1.07–1.23.
 
 Declines sites whose update another gate multiplies too, whose ranks are gated, whose layer's own answer is read
 elsewhere, and those whose gate is not hard: they stay masked.
@@ -48,7 +49,8 @@ class RouteUpdates(Pass):
         """Rewrite each site that can be routed."""
         linears = {linear.output: linear for linear in find_linears(graph_module)}
         fired, declined = [], []
-        for item in find_modulated(graph_module):
+        # Last first: where one layer feeds another directly, one's sum is the other's state.
+        for item in reversed(find_modulated(graph_module)):
             if self.sites is not None and item.site.name not in self.sites:
                 continue
             linear = linears.get(item.site.base)
@@ -61,7 +63,7 @@ class RouteUpdates(Pass):
         if fired:
             graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
             graph_module.delete_all_unused_submodules()
-        return Outcome(tuple(fired), tuple(declined))
+        return Outcome(tuple(reversed(fired)), tuple(reversed(declined)))
 
     def _route(self, graph_module: fx.GraphModule, item: ModulatedSite, linear: Linear) -> None:
         site, graph = item.site, graph_module.graph

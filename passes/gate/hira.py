@@ -60,16 +60,20 @@ class AttachHira(Pass):
             for linear in find_linears(graph_module)
             if linear.weight not in halves and not named_as_adapter(linear.weight)
         )
-        fired, declined = [], []
-        for linear in select_targets(linears, self.targets, exclude=self.exclude, layers=self.layers):
-            reason = "it has an adapter already" if linear.path in taken else self._obstacle(linear)
+        fired: list[str] = []
+        declined: list[Declined] = []
+        chosen = select_targets(linears, self.targets, exclude=self.exclude, layers=self.layers)
+        repeated = {linear.output for linear in chosen} - set(_first_of_each(chosen))
+        # Last first: where one layer feeds another directly, the other's branch must read what the first then answers.
+        for linear in reversed(chosen):
+            known = linear.path in taken or linear.output in repeated
+            reason = "it has an adapter already" if known else self._obstacle(linear)
             if reason is not None:
                 declined.append(Declined(linear.path, reason))
                 continue
             self._attach(graph_module, linear)
-            taken.add(linear.path)
             fired.append(linear.path)
-        return Outcome(tuple(fired), tuple(declined))
+        return Outcome(tuple(reversed(fired)), tuple(reversed(declined)))
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
         """The attached branches are sites that the finder recognises."""
@@ -125,3 +129,8 @@ class AttachHira(Pass):
         if not isinstance(shape_of(linear.x)[0], torch.SymInt):
             return "the leading axis of its input is not the batch"
         return None
+
+
+def _first_of_each(linears: tuple[Linear, ...]) -> tuple[fx.Node, ...]:
+    """Of layers that are called several times, the first call."""
+    return tuple({linear.path: linear.output for linear in reversed(linears)}.values())

@@ -63,6 +63,7 @@ def test_padding_is_not_counted() -> None:
     torch.testing.assert_close(mean_gate(records), real.mean())
     entropy = -(real * real.log() + (1 - real) * (1 - real).log())
     torch.testing.assert_close(mean_entropy(records), entropy.mean())
+    torch.testing.assert_close((records[0].mean, records[0].entropy), (real.mean(), entropy.mean()))
     assert torch.equal(g, module(x)[..., 0]), "the mask must change the record alone"
 
 

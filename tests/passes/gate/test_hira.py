@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from peft import HiraConfig, get_peft_model
+from torch import Tensor, nn
 
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.find.adapters import find_sites
@@ -50,7 +51,7 @@ def test_the_update_is_the_weight_times_b_a(capture_plain: Any, inputs: Any, tol
     graph = AttachHira(4, 0.0, ("second",), scale)(plain).graph_module
     (site,) = hira(graph)
     b = get_tensor(graph, str(site.hira_b.target))
-    torch.nn.init.normal_(b)
+    nn.init.normal_(b)
     w0, a = (get_tensor(graph, str(node.target)) for node in (site.weight, site.hira_a))
     assert site.scale == scale
 
@@ -124,3 +125,24 @@ def test_what_cannot_carry_it_is_declined(capture_plain: Any, checked: Any) -> N
         "first": "it is trained whole, which no update of its weight adds to",
         "second": "rank 9 is no smaller than the 8x10 layer",
     }
+
+
+class Chained(nn.Module):
+    """A layer that feeds another directly, and is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 8)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.second(self.first(self.first(x))) * attention_mask.unsqueeze(-1)
+
+
+def test_a_layer_that_feeds_another_feeds_its_branch_too(inputs: Any, checked: Any) -> None:
+    graph = capture(Chained(), inputs()).graph_module
+    result = checked(AttachHira(4, 0.0, "all-linear"), graph)
+    again, second = hira(result.graph_module)[0], hira(result.graph_module)[1]
+
+    assert [(site.name, site.base.args[0] is site.x) for site in (again, second)] == [("first", True), ("second", True)]
+    assert {d.where: d.reason for d in result.reports[0].declined} == {"first": "it has an adapter already"}
+    assert second.x is not again.base
