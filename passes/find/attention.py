@@ -110,15 +110,28 @@ def _fused(graph_module: fx.GraphModule, node: fx.Node) -> Attention:
 def _decomposed(graph_module: fx.GraphModule, node: fx.Node) -> Attention:
     weighed = node.all_input_nodes[0]
     axis = int(node.args[1]) % len(shape_of(weighed))  # type: ignore[arg-type]  # the operator's schema says int
-    applied = _without_casts(weighed)
-    if applied.target in _MASKING:
-        computed = [operand for operand in applied.all_input_nodes if _is_computed(operand)]
-        others = [operand for operand in applied.all_input_nodes if operand not in computed]
-        if len(computed) == 1 and others:
-            mask = others[0] if applied.target is aten.add.Tensor else None
-            causal = order_in(graph_module, others[0])
-            return Attention(node, weighed, weighed, None, axis, applied, mask, computed[0], causal)
-    return Attention(node, weighed, weighed, None, axis, node, None, weighed)
+    applied = _masked(weighed)
+    if applied is None:
+        return Attention(node, weighed, weighed, None, axis, node, None, weighed)
+    holder, scores, other = applied
+    mask = other if holder.target is aten.add.Tensor else None
+    causal = ""
+    while applied is not None and not causal:  # masks may be applied one after the other
+        causal = order_in(graph_module, applied[2])
+        applied = _masked(applied[1])
+    return Attention(node, weighed, weighed, None, axis, holder, mask, scores, causal)
+
+
+def _masked(weighed: fx.Node) -> tuple[fx.Node, fx.Node, fx.Node] | None:
+    """(what masks scores, the scores, what they are masked with); None where nothing does."""
+    holder = weighed
+    while holder.target in _SAME_VALUES:
+        holder = holder.all_input_nodes[0]
+    computed = [operand for operand in holder.all_input_nodes if _is_computed(operand)]
+    others = [operand for operand in holder.all_input_nodes if operand not in computed]
+    if holder.target not in _MASKING or len(computed) != 1 or not others:
+        return None
+    return holder, computed[0], others[0]
 
 
 def order_in(graph_module: fx.GraphModule, mask: fx.Node | None) -> str:
@@ -151,10 +164,3 @@ def _ancestors(node: fx.Node | None) -> list[fx.Node]:
             found[current] = None
             pending += current.all_input_nodes
     return list(found)
-
-
-def _without_casts(node: fx.Node) -> fx.Node:
-    """The node whose values this one holds, before casts and copies."""
-    while node.target in _SAME_VALUES:
-        node = node.all_input_nodes[0]
-    return node

@@ -6,7 +6,8 @@ Found by structure. Self-attention of the first stack counts the layers. A cut a
 (B, T, d) before attention ℓ + 1 that separates the graph: of all values that carry the tokens' content, it alone is
 read on both sides. That is the norm's output in a post-norm layer and the residual sum in a pre-norm one.
 
-A miss: causal attention (decoders are gated on their prompt, which is another matter), no attention, no such value.
+A miss: causal attention (decoders are gated on their prompt, which is another matter), no attention, no such value, an
+attention mask that says nothing of these tokens (several sequences an example, samples of sound).
 """
 
 from __future__ import annotations
@@ -53,25 +54,30 @@ def find_cuts(graph_module: fx.GraphModule) -> tuple[Cut, ...] | Miss:
     tokens = _spans(own[0])[1]
     readers = [*own, *[item for item in attentions if item not in own and _spans(item)[1] == tokens][:1]]
     single = _separators(graph_module.graph, content, tokens)
-    cuts = tuple(_cuts(graph_module.graph, [item.node for item in readers], single))
-    return cuts or Miss(own[0].node.name, "no single value (B, T, d) separates any two layers")
+    states = list(_states(graph_module.graph, [item.node for item in readers], single))
+    if not states:
+        return Miss(own[0].node.name, "no single value (B, T, d) separates any two layers")
+    mask = _mask(graph_module.graph)
+    if mask is not None and _keys(mask) != _keys(states[0][1])[:2]:
+        return Miss(str(mask.target), f"it does not say which tokens of {states[0][1].name} are real: another shape")
+    return tuple(Cut(layer, state, mask) for layer, state in states)
 
 
-def _cuts(graph: fx.Graph, readers: list[fx.Node], single: list[fx.Node]) -> Iterable[Cut]:
-    """The last separating value before each attention, if it stands after the attention before."""
+def _states(graph: fx.Graph, readers: list[fx.Node], single: list[fx.Node]) -> Iterable[tuple[int, fx.Node]]:
+    """(layers done, the last separating value) before each attention, where it stands after the attention before."""
     position = {node: index for index, node in enumerate(graph.nodes)}
     previous = -1
     for layer, reader in enumerate(readers):
         before = [node for node in single if previous < position[node] < position[reader]]
         if before:
-            yield Cut(layer, before[-1], _mask(graph, before[-1]))
+            yield layer, before[-1]
         previous = position[reader]
 
 
-def _mask(graph: fx.Graph, state: fx.Node) -> fx.Node | None:
+def _mask(graph: fx.Graph) -> fx.Node | None:
     node: fx.Node
     for node in graph.find_nodes(op="placeholder"):
-        if node.target == ATTENTION_MASK and _keys(node) == _keys(state)[:2]:
+        if node.target == ATTENTION_MASK:
             return node
     return None
 
@@ -136,4 +142,5 @@ def _carries(node: fx.Node, tokens: object) -> bool:
     sizes = {size_key(size) for part in parts if isinstance(part, torch.Tensor) for size in part.shape}
     if isinstance(tokens, int):
         return tokens in sizes
-    return any(tokens in getattr(size, "free_symbols", ()) for size in sizes)
+    symbols: set[object] = tokens.free_symbols  # type: ignore[attr-defined]  # no number: an expression
+    return any(symbols <= getattr(size, "free_symbols", set()) for size in sizes)

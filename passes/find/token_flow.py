@@ -21,7 +21,7 @@ import torch
 from torch import fx, nn
 
 from ...models.families import ATTENTION_MASK
-from ...models.modulation import HardModulation, Modulation, SoftModulation
+from ...models.gate_modules import GATE_MODULES
 from ..graph.edit import module_path, shape_of
 from .adapters import Miss
 from .attention import Attention, find_attention
@@ -30,7 +30,7 @@ from .token_rules import NOWHERE, Axes, keeps_zeros, rank_of, read_positions, re
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _SHAPES = (aten.sym_size.int, aten.new_ones.default, aten.zeros_like.default, aten.full_like.default)
-_TOKENWISE_MODULES = (nn.Dropout, Modulation, SoftModulation, HardModulation)
+_STATE_AXES = 3
 _READS = (aten.select.int, aten.slice.Tensor)
 
 
@@ -120,10 +120,13 @@ class _Walk:
         return found
 
     def _call(self, node: fx.Node, carriers: list[fx.Node]) -> Axes | str:
+        """Dropout, and gates that answer token by token; a gate with another answer has pooled them."""
         module = self.graph_module.get_submodule(str(node.target))
-        if not isinstance(module, _TOKENWISE_MODULES):
-            return f"{type(module).__name__} reads all tokens of a state at once"
-        return self.flow.axes[carriers[0]]
+        axes = self.flow.axes[carriers[0]]
+        by_token = rank_of(node) == _STATE_AXES and _sizes(node)[:2] == _sizes(self.flow.state)[:2] and axes == {1}
+        if isinstance(module, nn.Dropout) or (isinstance(module, GATE_MODULES) and by_token):
+            return axes
+        return f"{type(module).__name__} reads all tokens of a state at once"
 
     def _attend(self, attention: Attention) -> Axes | str:
         axes = self.flow.axes
@@ -150,7 +153,7 @@ class _Walk:
         if attention.causal:
             return f"causal attention ({attention.causal})"
         masked = attention.keys if attention.is_fused else attention.scores or attention.keys
-        if size_key(shape_of(masked)[0]) != size_key(shape_of(self.flow.state)[0]):
+        if _sizes(masked)[0] != _sizes(self.flow.state)[0]:
             return "the first axis of its scores is not the batch"
         if rank_of(masked) != rank_of(attention.keys):
             return "its mask is applied to scores of another shape"
@@ -206,6 +209,10 @@ def _descendants(graph: fx.Graph) -> set[fx.Node]:
         ):
             found.add(node)
     return found
+
+
+def _sizes(node: fx.Node) -> tuple[object, ...]:
+    return tuple(size_key(size) for size in shape_of(node))
 
 
 def _place(node: fx.Node) -> str:

@@ -139,6 +139,15 @@ def _concatenated(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     return "it joins tokens and others in one axis" if _dimension(node, source) in axes else axes
 
 
+def _stacked(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
+    dim = int(node.args[1] if len(node.args) > 1 else 0) % (len(shape_of(source)) + 1)  # type: ignore[arg-type]  # int
+    return frozenset(axis + (axis >= dim) for axis in axes)
+
+
+def _reshaped_as(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
+    return _viewed(node, source, axes) if source is node.args[0] else NOWHERE
+
+
 def _gathered(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     if source is not node.args[0]:
         return "it reads places that the tokens say"
@@ -182,9 +191,9 @@ _MANY = 64
 _POINTWISE = (
     "abs add.Tensor add.Scalar bitwise_not clamp clamp_min clamp_max div.Tensor div.Scalar div.Tensor_mode eq.Scalar "
     "erf exp gelu ge.Scalar gt.Scalar hardtanh le.Scalar leaky_relu log log1p logical_not lt.Scalar "
-    "masked_fill.Scalar masked_fill.Tensor maximum minimum mul.Tensor mul.Scalar ne.Scalar neg pow.Tensor_Scalar "
-    "pow.Tensor_Tensor reciprocal relu rsqrt rsub.Scalar sigmoid sign silu softplus sqrt square sub.Tensor sub.Scalar "
-    "tanh elu mish hardswish relu6 where.self where.ScalarOther where.ScalarSelf"
+    "masked_fill.Scalar masked_fill.Tensor maximum minimum mul.Tensor mul.Scalar multiply.Tensor ne.Scalar neg "
+    "pow.Tensor_Scalar pow.Tensor_Tensor reciprocal relu rsqrt rsub.Scalar sigmoid sign silu softplus sqrt square sub.Tensor "
+    "sub.Scalar tanh elu mish hardswish relu6 where.self where.ScalarOther where.ScalarSelf"
 )
 _COPIES = "alias clone contiguous detach lift_fresh_copy to.dtype to.device _to_copy type_as expand expand_as"
 _RULES: Mapping[str, Rule] = {
@@ -203,6 +212,9 @@ _RULES: Mapping[str, Rule] = {
     "repeat": _repeated,
     "unbind.int": _unbound,
     "cat": _concatenated,
+    "stack": _stacked,
+    "reshape_as": _reshaped_as,
+    "view_as": _reshaped_as,
     "gather": _gathered,
     "index.Tensor": _indexed,
     "select.int": _selected,

@@ -49,7 +49,7 @@ TOKEN_GATE = "token_gate"
 class MakeGate(Protocol):
     """Builds the gate of one cut: a module (state (B, T, d), mask (B, T) or None) → (B, T) in [0, 1]."""
 
-    def __call__(self, layer: int, width: int, kept: tuple[int, ...]) -> nn.Module:
+    def __call__(self, config: AdapterConfig, *, layer: int, width: int, kept: tuple[int, ...]) -> nn.Module:
         """The gate after `layer` layers on states of `width` channels; positions `kept` must stay open."""
 
 
@@ -123,8 +123,8 @@ class _Gating:
     def _gate_state(self, cut: Cut, before: fx.Node | None, kept: tuple[int, ...]) -> fx.Node:
         """Multiply the cut's state by the gate in force from there on, and return that gate."""
         name, state, value = f"{TOKEN_GATE}_{cut.layer}", cut.state, tensor_value(cut.state)
-        width = int(value.shape[2])
-        own_module(self.graph_module, name, self.item.gate(cut.layer, width, kept).to(value.device, value.dtype))
+        made = self.item.gate(self.item.config, layer=cut.layer, width=int(value.shape[2]), kept=kept)
+        own_module(self.graph_module, name, made.to(value.device, value.dtype))
         users = list(state.users)
         with self.graph.inserting_after(self._last([state, *([cut.mask] if cut.mask else [])])):
             mask = cut.mask if before is None else before
