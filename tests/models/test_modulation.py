@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gatefx.errors import MethodError, UntrainedGateError
+from gatefx.errors import MethodError
 from gatefx.models.configs.gatera import GateRA
 from gatefx.models.modulation import HardModulation, Modulation, SoftModulation, binary_entropy
-from gatefx.models.modulation_objective import last_records, mean_entropy, mean_gate, modulation_loss
+from gatefx.models.modulation_objective import last_records, mean_entropy, mean_gate
 
 WIDTH = 6
 
@@ -77,31 +77,6 @@ def test_entropy_stays_finite_and_in_its_bounds(z: float) -> None:
     assert -1e-12 <= float(entropy.detach()) <= math.log(2) + 1e-12
     assert value.grad is not None
     assert math.isfinite(float(value.grad))
-
-
-def test_the_objective_adds_up_over_sites_and_tokens() -> None:
-    first, second = (gate(budget=0.25, entropy_weight=0.3, penalty=2.0) for _ in range(2))
-    first(states(2, 3))
-    second(states(4, 5))
-    first.multiplier.fill_(-0.7)
-    records = last_records([first, second])
-    g = torch.cat([record.gate.flatten() for record in records])
-
-    wanted = 0.3 * -(g * g.log() + (1 - g) * (1 - g).log()).mean()
-    wanted = wanted - 0.7 * (g.mean() - 0.25) + 2.0 * (g.mean() - 0.25) ** 2
-    torch.testing.assert_close(modulation_loss([first, second]), wanted)
-
-
-def test_without_a_budget_there_is_entropy_alone() -> None:
-    module = gate(entropy_weight=0.3, penalty=2.0)
-    module(states(2, 3))
-
-    torch.testing.assert_close(modulation_loss([module]), 0.3 * mean_entropy(last_records([module])))
-
-
-def test_an_uncalled_gate_has_no_loss() -> None:
-    with pytest.raises(UntrainedGateError, match="decided nothing yet"):
-        modulation_loss([gate()])
 
 
 def test_the_multiplier_follows_the_budget() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatefx.errors import PassError
@@ -68,14 +68,18 @@ def test_it_equals_the_masked_graph(
         torch.testing.assert_close(routed(*values)["logits"], graph(*values)["logits"], rtol=0, atol=tolerance[dtype])
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch=st.integers(1, 5), tokens=st.integers(1, 9), level=st.floats(-3, 3), seed=st.integers(0, 99))
-def test_any_batch_and_level(hardened: Any, inputs: Any, batch: int, tokens: int, level: float, seed: int) -> None:
-    graph = hardened("hira", level, dtype=torch.float64)
+def test_any_batch_and_level(hardened: Any, inputs: Any) -> None:
+    graph = hardened("hira", dtype=torch.float64)
     routed = routed_graph()(graph).graph_module
 
-    values = inputs(batch, tokens, seed=seed, dtype=torch.float64).values()
-    torch.testing.assert_close(routed(*values)["logits"], graph(*values)["logits"], rtol=0, atol=1e-10)
+    @settings(max_examples=20, deadline=None, derandomize=True)
+    @given(batch=st.integers(1, 5), tokens=st.integers(1, 9), level=st.floats(-3, 3), seed=st.integers(0, 99))
+    def law(batch: int, tokens: int, level: float, seed: int) -> None:
+        getattr(graph, LEVEL).fill_(level)
+        values = inputs(batch, tokens, seed=seed, dtype=torch.float64).values()
+        torch.testing.assert_close(routed(*values)["logits"], graph(*values)["logits"], rtol=0, atol=1e-10)
+
+    law()
 
 
 def test_the_two_weights(hardened: Any) -> None:

@@ -6,11 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from peft import HiraConfig, get_peft_model
 from torch import Tensor, nn
 
-from gatefx.models.tiny import tiny, tiny_inputs
-from gatefx.passes.find.adapters import find_sites
+from gatefx.models.tiny import tiny_inputs
 from gatefx.passes.find.hira import find_hira_sites
 from gatefx.passes.gate.hira import AttachHira
 from gatefx.passes.graph.capture import capture
@@ -62,18 +60,6 @@ def test_the_update_is_the_weight_times_b_a(capture_plain: Any, inputs: Any, tol
     torch.testing.assert_close(graph(*given)["logits"], wanted(*given)["logits"], rtol=0, atol=tolerance[torch.float64])
 
 
-def test_the_finder_reads_every_part(modulated: Any) -> None:
-    graph = modulated(gated=False, dropout=0.2)
-    first, second = hira(graph)
-
-    assert (first.name, first.rank, first.d_in, first.d_out, first.factors) == ("first", 4, 12, 10, ())
-    assert (second.path, second.d_in, second.d_out, second.transposed) == ("second", 10, 8, False)
-    assert first.branch_input is not first.x
-    assert first.update is first.scaled is first.up
-    assert first.add.args == (first.base, first.up)
-    assert find_sites(graph) == ((), ())
-
-
 def test_dropout_stands_on_the_branch_alone(modulated: Any, inputs: Any) -> None:
     graph = modulated(gated=False, dropout=0.5)
     site = hira(graph)[0]
@@ -92,23 +78,6 @@ def test_conv1d_weights_are_transposed(captured_family: Any, checked: Any, toler
     assert [site.d_out for site in sites] == [96] * len(sites)
     given = signature_of(graph).arrange(tiny_inputs(model, batch=3, tokens=9))
     assert torch.equal(graph(*given)["logits"], captured.graph_module(*given)["logits"])
-
-
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_peft_s_spelling_is_a_site_too(family: str, tolerance: Any) -> None:
-    model = tiny(family)
-    names = ["query", "value"] if family == "bert" else ["c_attn"]
-    tuned = get_peft_model(
-        model, HiraConfig(r=4, target_modules=names, init_weights=False, fan_in_fan_out=family == "gpt2")
-    )
-    batch = tiny_inputs(model, batch=3, tokens=9)
-    captured = capture(tuned.eval(), batch)
-    sites = hira(captured.graph_module)
-
-    assert len(sites) == 2 * len(names)
-    assert {site.path.rpartition(".")[2] for site in sites} == set(names)
-    assert {site.rank for site in sites} == {4}
-    assert {str(site.hira_a.target).rpartition(".hira_")[2] for site in sites} == {"A.default"}
 
 
 def test_adapted_layers_are_declined(adapted: Any, modulated: Any, checked: Any) -> None:

@@ -1,4 +1,4 @@
-"""FoldModulated and PrecomputeHira: updates that are one weight, and the refusal of those that are none."""
+"""FoldModulated: updates that are one weight, and the refusal of those that are none."""
 
 from __future__ import annotations
 
@@ -99,20 +99,3 @@ def test_conv1d_folds_and_precomputes(captured_family: Any, checked: Any, tolera
     wanted = graph(*given)["logits"]
     assert not torch.allclose(captured.graph_module(*given)["logits"], wanted, atol=1e-2)
     torch.testing.assert_close(result(*given)["logits"], wanted, rtol=0, atol=10 * tolerance[torch.float32])
-
-
-@pytest.mark.parametrize("gated", [False, True])
-def test_a_hira_weight_is_built_once(modulated: Any, checked: Any, inputs: Any, tolerance: Any, gated: bool) -> None:
-    graph = modulated("hira", gated=gated, dtype=torch.float64)
-    result = checked(PrecomputeHira(), graph)
-
-    assert result.reports[0].op_changes == {"mm.default": -2, "mul.Tensor": -2}
-    assert {name for name, _ in result.graph_module.named_parameters() if "update" in name} == {
-        "first.update_weight",
-        "second.update_weight",
-    }
-    given = inputs(dtype=torch.float64).values()
-    torch.testing.assert_close(
-        result.graph_module(*given)["logits"], graph(*given)["logits"], rtol=0, atol=tolerance[torch.float64]
-    )
-    assert checked(PrecomputeHira(), (lora := modulated("lora"))).graph_module is lora
