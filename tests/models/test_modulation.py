@@ -19,7 +19,9 @@ WIDTH = 6
 
 
 def gate(budget: float | None = None, **options: object) -> Modulation:
-    return Modulation(GateRA(**options), width=WIDTH, budget=budget).double()  # type: ignore[arg-type]
+    module = Modulation(GateRA(**options), width=WIDTH, budget=budget).double()  # type: ignore[arg-type]
+    torch.nn.init.normal_(module.score.weight)
+    return module
 
 
 def states(*shape: int) -> torch.Tensor:
@@ -120,18 +122,33 @@ def test_only_a_gate_without_weights_is_constant() -> None:
     assert SoftModulation(module).constant() == module.constant()
 
 
-def test_movement_and_copies() -> None:
-    module = gate()
-    assert not module.has_moved()
-    assert not module.bfloat16().double().has_moved()
-    assert not gate(gate_hidden=3).half().has_moved()
-    module = gate()
-    torch.autograd.backward(module(states(2, 3)).sum())
-    copied = copy.deepcopy(module)
-    assert copied.record is copied.prefill is None
-    with torch.no_grad():
-        module.score.weight.add_(0.001)
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_a_fresh_gate_is_one_half_and_known_as_such_after_casts_and_files(hidden: int) -> None:
+    fresh = Modulation(GateRA(gate_hidden=hidden), width=WIDTH, budget=None)
+    assert bool((fresh(states(2, 3).float()) == 0.5).all())
+    assert not fresh.has_moved()
+    assert not fresh.bfloat16().double().has_moved()
+    read = Modulation(GateRA(gate_hidden=hidden), width=WIDTH, budget=None)
+    read.load_state_dict(fresh.state_dict())
+    assert not read.has_moved()
+
+
+@pytest.mark.parametrize("hidden", [0, 3])
+def test_one_step_moves_a_fresh_gate(hidden: int) -> None:
+    module = Modulation(GateRA(gate_hidden=hidden), width=WIDTH, budget=None).double()
+    torch.autograd.backward((module(states(2, 3)) * states(2, 3)[..., :1]).sum())
+    torch.optim.SGD(module.parameters(), 1e-3).step()
+
     assert module.has_moved()
+
+
+def test_copies_leave_records_behind() -> None:
+    module = gate()
+    module(states(2, 3))
+    copied = copy.deepcopy(module)
+
+    assert copied.record is copied.prefill is None
+    assert module.record is not None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,9 @@ WIDTH = 6
 
 
 def gate(budget: float | None = None, **options: object) -> Modulation:
-    return Modulation(GateRA(**options), width=WIDTH, budget=budget).double()  # type: ignore[arg-type]
+    module = Modulation(GateRA(**options), width=WIDTH, budget=budget).double()  # type: ignore[arg-type]
+    torch.nn.init.normal_(module.score.weight)
+    return module
 
 
 def states(*shape: int) -> torch.Tensor:

@@ -113,6 +113,7 @@ def test_deployed_each_token_has_one_of_two_weights(layer: Any, update: str, thr
 
 def test_the_entropy_term() -> None:
     gate = Modulation(GateRA(entropy_weight=0.2), width=D_IN, budget=None).double()
+    nn.init.normal_(gate.score.weight)
     x = states(2, 6)
     gate(x)
     g = sigmoid(x.numpy() @ gate.score.weight.detach().numpy().T + gate.score.bias.detach().numpy())
@@ -123,6 +124,7 @@ def test_the_entropy_term() -> None:
 
 def test_minimising_the_entropy_term_drives_gates_to_zero_and_one() -> None:
     gate = Modulation(GateRA(entropy_weight=1.0), width=D_IN, budget=None).double()
+    nn.init.normal_(gate.score.weight, std=0.1)
     x = states(8, 6)
     optimiser = torch.optim.Adam(gate.parameters(), 0.1)
     start = gate(x)

@@ -19,7 +19,10 @@ from gatefx.passes.methods.gatera_diagnostics import modulation_diagnostics, tok
 def decoder() -> GatedModel:
     torch.manual_seed(0)
     model = tiny("llama")
-    return gatefx.prepare(model, GateRA(rank=4), example_inputs=tiny_inputs("llama", batch=2, tokens=6))
+    gated = gatefx.prepare(model, GateRA(rank=4), example_inputs=tiny_inputs("llama", batch=2, tokens=6))
+    for gate in modulations_of(gated.graph_module):
+        torch.nn.init.normal_(gate.score.weight, std=0.2)
+    return gated
 
 
 def test_phases_are_told_apart(decoder: GatedModel) -> None:
