@@ -192,8 +192,8 @@ _POINTWISE = (
     "abs add.Tensor add.Scalar bitwise_not clamp clamp_min clamp_max div.Tensor div.Scalar div.Tensor_mode eq.Scalar "
     "erf exp gelu ge.Scalar gt.Scalar hardtanh le.Scalar leaky_relu log log1p logical_not lt.Scalar "
     "masked_fill.Scalar masked_fill.Tensor maximum minimum mul.Tensor mul.Scalar multiply.Tensor ne.Scalar neg "
-    "pow.Tensor_Scalar pow.Tensor_Tensor reciprocal relu rsqrt rsub.Scalar sigmoid sign silu softplus sqrt square sub.Tensor "
-    "sub.Scalar tanh elu mish hardswish relu6 where.self where.ScalarOther where.ScalarSelf"
+    "pow.Tensor_Scalar pow.Tensor_Tensor reciprocal relu rsqrt rsub.Scalar sigmoid sign silu softplus sqrt square "
+    "sub.Tensor sub.Scalar tanh elu mish hardswish relu6 where.self where.ScalarOther where.ScalarSelf"
 )
 _COPIES = "alias clone contiguous detach lift_fresh_copy to.dtype to.device _to_copy type_as expand expand_as"
 _RULES: Mapping[str, Rule] = {
