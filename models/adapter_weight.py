@@ -1,8 +1,6 @@
-"""The weight of a whole adapter while it is being chosen or dropped (WeightLoRA, Eq. 2), and the step that chooses."""
+"""The weight of a whole adapter while it is being chosen or dropped (WeightLoRA, Eq. 2)."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +45,7 @@ class AdapterWeight(nn.Module):
         return torch.zeros_like(self.omega) if found is None else found
 
     def freeze(self, *, keep: bool) -> None:
-        """End the choice: a site that stays counts as plain LoRA (ω = 1), one that goes has ω = 0."""
+        """End the choice: a site that stays is plain LoRA (ω = 1, phase 2 of §2), one that goes has ω = 0."""
         self.omega.fill_(float(keep))
         self.frozen.fill_(value=True)
         self.gradient = None
@@ -55,28 +53,3 @@ class AdapterWeight(nn.Module):
     def _receive(self, gradient: Tensor) -> None:
         gradient = gradient.detach()
         self.gradient = gradient if self.gradient is None else self.gradient + gradient
-
-
-@torch.no_grad()
-def threshold_step(weights: Sequence[AdapterWeight], kept: int, rate: float) -> None:
-    """One step of StoIHT (appendix B): ω ← H_K(ω − η g / rms(g)), in place.
-
-    H_K zeroes all but the K entries of largest magnitude. Entries that tie with the K-th stay too: before the first
-    gradient all are equal, and dropping some by their position would be no choice.
-    """
-    gradient = torch.stack([weight.take_gradient().float() for weight in weights])
-    size = gradient.square().mean().sqrt()
-    omega = torch.stack([weight.omega.float() for weight in weights])
-    if float(size) > 0:
-        omega = omega - rate * gradient / size
-        least = omega.abs().sort(descending=True).values[kept - 1]
-        omega = torch.where(omega.abs() >= least, omega, 0.0)
-    for weight, value in zip(weights, omega, strict=True):
-        weight.omega.copy_(value)
-        weight.updates.add_(1)
-
-
-def largest(scores: Sequence[float], kept: int) -> tuple[int, ...]:
-    """The positions of the `kept` largest scores, ascending; of equal ones the earlier."""
-    ranked = sorted(range(len(scores)), key=lambda index: (-scores[index], index))
-    return tuple(sorted(ranked[:kept]))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
+from .adapter_weight import AdapterWeight
 from .gates import HardRankRouter, RankMask, RankRouter
 from .modulation import HardModulation, Modulation, SoftModulation
 
 GATE_MODULES: tuple[type[nn.Module], ...] = (
+    AdapterWeight,
     RankRouter,
     HardRankRouter,
     RankMask,

@@ -9,9 +9,12 @@ from ...config import AdapterConfig
 from ...errors import MethodError
 from .ccm import CCM
 from .gatera import GateRA
+from .weightlora import WeightLoRA
 
 #: Name → the method's config with its defaults, in the order in which methods act on one model.
-METHODS: Mapping[str, AdapterConfig] = MappingProxyType({"ccm": CCM(), "gatera": GateRA()})
+METHODS: Mapping[str, AdapterConfig] = MappingProxyType(
+    {"weightlora": WeightLoRA(), "weightlora+": WeightLoRA(plus=True), "ccm": CCM(), "gatera": GateRA()}
+)
 
 Method = str | AdapterConfig
 Methods = Method | Sequence[Method]

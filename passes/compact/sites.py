@@ -49,7 +49,7 @@ class DropSites(Pass):
                 if isinstance(module, RankRouter):
                     _renumber(graph_module, node, module)
             graph_module.delete_all_unused_submodules()
-        return Outcome(tuple(fired))
+        return Outcome(tuple(dict.fromkeys(fired)))
 
 
 def _renumber(graph_module: fx.GraphModule, node: fx.Node, router: RankRouter) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import fx
@@ -36,3 +37,13 @@ def find_weighted(graph_module: fx.GraphModule) -> tuple[WeightedSite, ...]:
             if isinstance(module, AdapterWeight):
                 found.append(WeightedSite(site, module, call, product))
     return tuple(found)
+
+
+def adapter_names(sites: Iterable[AdapterSite]) -> tuple[str, ...]:
+    """The adapters among sites, first call first: layers that share their weights share an adapter, and one ω."""
+    return tuple(dict.fromkeys(site.name for site in sites))
+
+
+def weights_by_name(graph_module: fx.GraphModule) -> dict[str, AdapterWeight]:
+    """Adapter → its weight, in graph order."""
+    return {item.site.name: item.weight for item in find_weighted(graph_module)}

@@ -17,7 +17,7 @@ from torch import fx
 
 from ...models.adapter_weight import AdapterWeight
 from ..contract import Pass
-from ..find.adapter_weights import find_weighted
+from ..find.adapter_weights import adapter_names, find_weighted
 from ..find.adapters import AdapterSite, find_sites
 from ..find.required import required_sites
 from ..graph.edit import emit, emit_module, own_module, tensor_value
@@ -29,7 +29,7 @@ _GATE = "adapter_weight"
 
 @dataclass(frozen=True)
 class InsertAdapterWeights(Pass):
-    """Insert one weight per adapter site."""
+    """Insert one weight per adapter; calls of layers that share one share its weight."""
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """At least one adapter site."""
@@ -41,15 +41,18 @@ class InsertAdapterWeights(Pass):
         sites, misses = find_sites(graph_module)
         declined = [Declined(name, "it has a weight already") for name in sorted(weighted)]
         declined += [Declined(miss.where, miss.reason) for miss in misses]
-        fired = []
-        for index, site in enumerate(sites):
+        names = adapter_names(sites)
+        fired = [name for name in names if name not in weighted]
+        targets = {name: f"{_GATE}_{index}" for index, name in enumerate(names)}
+        for name in fired:
+            own_module(graph_module, targets[name], AdapterWeight())
+        for site in sites:
             if site.name not in weighted:
-                self._weigh(graph_module, site, f"{_GATE}_{index}")
-                fired.append(site.name)
+                self._weigh(graph_module, site, targets[site.name])
         return Outcome(tuple(fired), tuple(declined))
 
     def _weigh(self, graph_module: fx.GraphModule, site: AdapterSite, name: str) -> None:
-        own_module(graph_module, name, AdapterWeight().to(tensor_value(site.scaled).device))
+        graph_module.get_submodule(name).to(tensor_value(site.scaled).device)
         graph, like = graph_module.graph, site.scaled
         with graph.inserting_before(site.add):
             # ω is a float32 whatever the model computes in: a number () does not change the type of what it multiplies.

@@ -1,8 +1,11 @@
-"""Grow: every adapter site of rank r → one of rank m·r with fresh factors (WeightLoRA+, §2.2).
+"""Grow: an adapter site of rank r → one of rank m·r with fresh factors (WeightLoRA, §2; m = 2 in WeightLoRA+, §2.2).
 
     x ─▶ linear(A (r, d)) ─▶ linear(B (d', r))   →   x ─▶ linear(A' (m·r, d)) ─▶ linear(B' (d', m·r))
 
-Not a rewrite of one function: A' is random and B' zero, as in a LoRA that starts. The scale stays.
+Not a rewrite of one function: A' is random and B' zero, as in a LoRA that starts. The scale stays: α grows with the
+rank, as gatefx's default α = 2r does, so that what a step of training moves the update by does not shrink.
+
+The graph must own its parameters: the new ones take the names of the old ones. Each run starts afresh again.
 
 Refuses gates on rank directions: their width is the old rank.
 """
@@ -25,36 +28,44 @@ from ..report import Outcome
 
 @dataclass(frozen=True)
 class StartSitesAfresh(Pass):
-    """Give every site new factors of `times` its rank.
+    """Give sites new factors of `times` their rank.
 
     Attributes:
-        times: 1 starts the same adapters again, 2 doubles their rank.
+        sites: their names; times: 1 starts the same adapters again, 2 doubles their rank.
     """
 
+    sites: tuple[str, ...]
     times: int
 
     exactness: ClassVar[Exact | Approximate] = Approximate("the adapters start afresh")
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """No gate on rank directions where ranks change."""
-        gated = [site.name for site in find_sites(graph_module)[0] if site.gate is not None]
+        gated = [site.name for site in self._chosen(graph_module) if site.gate is not None]
         if gated and self.times != 1:
             raise PassError("Gates on rank directions keep the ranks they were made for.", given=", ".join(gated))
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
-        """Replace A and B of every site."""
-        sites = find_sites(graph_module)[0]
-        for site in sites:
-            self._start(graph_module, site)
-        return Outcome(tuple(site.name for site in sites))
+        """Replace A and B of every named site."""
+        renewed: set[str] = set()
+        for site in self._chosen(graph_module):
+            rank = self.times * site.rank
+            for node, shape in ((site.lora_a, (rank, site.d_in)), (site.lora_b, (site.d_out, rank))):
+                name = str(node.target)
+                if name not in renewed:  # layers that share their weights share A and B
+                    own_tensor(graph_module, name, _fresh(get_tensor(graph_module, name), shape, node is site.lora_a))
+                    renewed.add(name)
+                node.meta["val"] = tensor_value(node).new_empty(shape)
+            site.down.meta["val"] = tensor_value(site.down).new_empty((*shape_of(site.down)[:-1], rank))
+        return Outcome(tuple(dict.fromkeys(site.name for site in self._chosen(graph_module))))
 
-    def _start(self, graph_module: fx.GraphModule, site: AdapterSite) -> None:
-        rank = self.times * site.rank
-        for node, shape in ((site.lora_a, (rank, site.d_in)), (site.lora_b, (site.d_out, rank))):
-            old = get_tensor(graph_module, str(node.target))
-            fresh = nn.Parameter(torch.zeros(shape, dtype=old.dtype, device=old.device))
-            if node is site.lora_a:
-                nn.init.kaiming_uniform_(fresh, a=math.sqrt(5))
-            own_tensor(graph_module, str(node.target), fresh)
-            node.meta["val"] = tensor_value(node).new_empty(shape)
-        site.down.meta["val"] = tensor_value(site.down).new_empty((*shape_of(site.down)[:-1], rank))
+    def _chosen(self, graph_module: fx.GraphModule) -> list[AdapterSite]:
+        return [site for site in find_sites(graph_module)[0] if site.name in self.sites]
+
+
+def _fresh(old: torch.Tensor, shape: tuple[int, int], random: bool) -> nn.Parameter:  # A or B
+    """A new factor as PEFT starts it: A random (Kaiming), B zero."""
+    new = nn.Parameter(torch.zeros(shape, dtype=old.dtype, device=old.device), requires_grad=old.requires_grad)
+    if random:
+        nn.init.kaiming_uniform_(new, a=math.sqrt(5))
+    return new

@@ -1,10 +1,10 @@
 """Harden: adapter weights → sites that stay whole, and sites multiplied by zero.
 
-    ω kept      update ─▶ mul(AdapterWeight) ─▶ add   →   update ─▶ add
-    ω dropped   update ─▶ mul(AdapterWeight) ─▶ add   →   update ─▶ mul(0) ─▶ add
+    kept      mul(s) ─▶ mul(AdapterWeight) ─▶ add   →   mul(s·ω) ─▶ add
+    dropped   mul(s) ─▶ mul(AdapterWeight) ─▶ add   →   mul(s) ─▶ mul(0) ─▶ add
 
-Exact where the weights are frozen: they are 1 and 0 then. The zero is kept in the masked graph as what dropping a site
-means; `compact/sites.py` takes the branch out.
+Exact where the choice is final: ω is 1 or 0 then. The zero is kept in the masked graph as what dropping a site means;
+`compact/sites.py` takes the branch out.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ...errors import PassError
 from ...models.adapter_weight import AdapterWeight
 from ..contract import Approximate, Exact, Pass
 from ..find.adapter_weights import WeightedSite, find_weighted
-from ..graph.edit import emit_attribute, own_tensor
+from ..graph.edit import emit_attribute, get_tensor, own_tensor
 from ..report import Outcome
 
 
@@ -43,9 +43,9 @@ class HardenAdapterWeights(Pass):
             if item.site.name in self.dropped:
                 self._drop(graph_module, item)
             else:
-                bypass(graph_module, item)
+                self._absorb(graph_module, item)
         graph_module.delete_all_unused_submodules()
-        return Outcome(tuple(item.site.name for item in found))
+        return Outcome(tuple(dict.fromkeys(item.site.name for item in found)))
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
         """No weight is left."""
@@ -61,6 +61,27 @@ class HardenAdapterWeights(Pass):
         item.call.replace_all_uses_with(zero)
         graph_module.graph.erase_node(item.call)
 
+    def _absorb(self, graph_module: fx.GraphModule, item: WeightedSite) -> None:
+        """Multiply the site's scale by ω, and leave the update without its weight."""
+        omega, site = float(item.weight.omega), item.site
+        if omega == 1.0:
+            bypass(graph_module, item)
+        elif site.scaled is site.up:  # a site without a scale gets ω as its scale
+            item.product.update_arg(1, omega)
+            graph_module.graph.erase_node(item.call)
+        elif isinstance(site.scale, fx.Node):
+            name = f"{item.call.target}_scale"
+            own_tensor(graph_module, name, get_tensor(graph_module, str(site.scale.target)) * omega)
+            with graph_module.graph.inserting_before(site.scaled):
+                scale = emit_attribute(graph_module, name, origin=self.name, like=site.scaled)
+            site.scaled.replace_input_with(site.scale, scale)
+            bypass(graph_module, item)
+        else:
+            site.scaled.args = tuple(
+                argument if argument is site.up else site.scale * omega for argument in site.scaled.args
+            )
+            bypass(graph_module, item)
+
 
 @dataclass(frozen=True)
 class OpenAdapterWeights(Pass):
@@ -74,7 +95,7 @@ class OpenAdapterWeights(Pass):
         for item in found:
             bypass(graph_module, item)
         graph_module.delete_all_unused_submodules()
-        return Outcome(tuple(item.site.name for item in found))
+        return Outcome(tuple(dict.fromkeys(item.site.name for item in found)))
 
 
 def bypass(graph_module: fx.GraphModule, item: WeightedSite) -> None:
