@@ -36,7 +36,7 @@ class AdapterWeight(nn.Module):
         if bool(self.frozen) or not self.training or not torch.is_grad_enabled():
             return self.omega
         leaf = self.omega.detach().clone().requires_grad_()
-        leaf.register_hook(self._receive)
+        leaf.register_hook(self._receive)  # type: ignore[no-untyped-call]  # torch's
         return leaf
 
     def take_gradient(self) -> Tensor:

@@ -54,7 +54,7 @@ class HardenAdapterWeights(Pass):
                 raise PassError(f"{self.name} left the weight {node.target} in the graph.")
 
     def _drop(self, graph_module: fx.GraphModule, item: WeightedSite) -> None:
-        name = f"{item.call.target}_dropped"
+        name = f"{item.call.target}_dropped.omega"
         own_tensor(graph_module, name, torch.zeros((), device=item.weight.omega.device))
         with graph_module.graph.inserting_before(item.call):
             zero = emit_attribute(graph_module, name, origin=self.name, like=item.product)
@@ -70,7 +70,7 @@ class HardenAdapterWeights(Pass):
             item.product.update_arg(1, omega)
             graph_module.graph.erase_node(item.call)
         elif isinstance(site.scale, fx.Node):
-            name = f"{item.call.target}_scale"
+            name = f"{item.call.target}_kept.scale"
             own_tensor(graph_module, name, get_tensor(graph_module, str(site.scale.target)) * omega)
             with graph_module.graph.inserting_before(site.scaled):
                 scale = emit_attribute(graph_module, name, origin=self.name, like=site.scaled)

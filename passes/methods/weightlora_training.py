@@ -158,7 +158,7 @@ def retire(graph_module: fx.GraphModule, names: Sequence[str], optimizer: torch.
         if site.name in names:
             get_tensor(graph_module, str(site.lora_b.target)).zero_()
     for parameter in gone:
-        parameter.requires_grad_(requires_grad=False)
+        parameter.requires_grad_(False)
         parameter.grad = None
     identities = {id(parameter) for parameter in gone}
     for group in optimizer.param_groups:
