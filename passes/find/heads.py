@@ -75,7 +75,7 @@ def _divisor(pool: Pool) -> fx.Node | None:
         for user in node.users:
             if user.target is aten.div.Tensor and user.args[0] is node and isinstance(user.args[1], fx.Node):
                 return user.args[1]
-        onward = [user for user in node.users if keeps_zeros(user) and len(user.all_input_nodes) == 1]
+        onward = [user for user in node.users if keeps_zeros(user, node) and len(user.all_input_nodes) == 1]
         if len(onward) != 1:
             return None
         node = onward[0]

@@ -192,7 +192,7 @@ class _Walk:
     def _keep_zeros(self, node: fx.Node) -> None:
         dropout = node.op == "call_module" and isinstance(self.graph_module.get_submodule(str(node.target)), nn.Dropout)
         for source in node.all_input_nodes:
-            if source not in self.shut or not (dropout or keeps_zeros(node)):
+            if source not in self.shut or not (dropout or keeps_zeros(node, source)):
                 continue
             rule = rule_of(node)
             axes = self.shut[source] if rule is None else rule(node, source, self.shut[source])

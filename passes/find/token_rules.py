@@ -82,6 +82,11 @@ def _transposed(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     return frozenset(swap.get(axis, axis) for axis in axes)
 
 
+def _last_swapped(_node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
+    swap = {rank_of(source) - 2: rank_of(source) - 1, rank_of(source) - 1: rank_of(source) - 2}
+    return frozenset(swap.get(axis, axis) for axis in axes)
+
+
 def _permuted(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     rank = len(shape_of(source))
     order = [int(dim) % rank for dim in node.args[1]]  # type: ignore[union-attr, arg-type]  # schema: int[]
@@ -207,6 +212,8 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("linear",), _rows),
     **dict.fromkeys(("layer_norm", "rms_norm"), _normalized),
     "transpose.int": _transposed,
+    "t": _last_swapped,
+    "mT": _last_swapped,
     "permute": _permuted,
     "unsqueeze": _unsqueezed,
     "repeat": _repeated,
@@ -220,6 +227,8 @@ _RULES: Mapping[str, Rule] = {
     "select.int": _selected,
     "slice.Tensor": _sliced,
 }
+_ZERO_KEEPERS = (*_COPIES.split(), "mul.Tensor", "mul.Scalar", "multiply.Tensor", "neg", "relu")
+_LAYOUTS = (_viewed, _transposed, _last_swapped, _permuted, _unsqueezed, _squeezed, _sliced)
 
 
 def rule_of(node: fx.Node) -> Rule | None:
@@ -228,11 +237,12 @@ def rule_of(node: fx.Node) -> Rule | None:
     return _RULES.get(name) if node.op == "call_function" else None
 
 
-def keeps_zeros(node: fx.Node) -> bool:
-    """Whether the result is zero wherever an operand is (the first, in a quotient)."""
+def keeps_zeros(node: fx.Node, source: fx.Node) -> bool:
+    """Whether the result is zero wherever `source`, an operand, is."""
     name = str(node.target).removeprefix("aten.").removesuffix(".default")
-    copies = (*_COPIES.split(), "mul.Tensor", "mul.Scalar", "div.Tensor", "neg", "relu")
-    return name in copies or _RULES.get(name) in (_viewed, _transposed, _permuted, _unsqueezed, _squeezed, _sliced)
+    if name in ("div.Tensor", "div.Scalar"):
+        return source is node.args[0]
+    return name in _ZERO_KEEPERS or _RULES.get(name) in _LAYOUTS
 
 
 def rank_of(node: fx.Node) -> int:

@@ -20,8 +20,9 @@ from gatefx.passes.harden.freeze import FreezeRegularization
 
 aten = torch.ops.aten
 ENCODERS = ["bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "albert", "modernbert", "vit"]
-SEQUENCE_TO_SEQUENCE = ["t5", "bart"]
-FAMILIES = ENCODERS + SEQUENCE_TO_SEQUENCE
+# Every law of passes costs seconds a graph: held where the graphs differ most.
+CHECKED = ("bert", "deberta-v2", "t5")
+FAMILIES = [*ENCODERS, "t5", "bart"]
 
 
 def double_inputs(family: str) -> dict[str, Tensor]:
@@ -59,7 +60,9 @@ def test_open_gates_are_the_ungated_model(token_gates: Any, exact: Any, checked:
     graph = exact(family)[1]
     inputs = double_inputs(family)
 
-    result = checked(token_gates.insert(0, 1), graph)
+    insert = token_gates.insert(0, 1)
+
+    result = checked(insert, graph) if family in CHECKED else insert(graph)
 
     assert result.reports[0].fired == ("token_gate_0", "token_gate_1")
     assert result.reports[0].declined == ()
@@ -79,8 +82,7 @@ def test_a_frozen_graph_is_gated_alike(token_gates: Any, exact: Any, family: str
     assert torch.equal(logits(before, inputs), logits(after, inputs))
 
 
-@pytest.mark.parametrize("cuts", [(1,), (0, 1)])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("family", "cuts"), [*((name, (1,)) for name in FAMILIES), ("bert", (0, 1)), ("t5", (0, 2))])
 def test_what_shut_tokens_hold_reaches_nobody(token_gates: Any, exact: Any, family: str, cuts: tuple[int, ...]) -> None:
     gated = token_gates.insert(*cuts)(exact(family)[1]).graph_module
     inputs, keep = double_inputs(family), kept_tokens(family)
@@ -270,21 +272,15 @@ def test_decoders_are_declined_and_left_alone(
     assert declined.reason.startswith("causal attention")
 
 
-def test_a_cut_that_is_none_is_declined(token_gates: Any, exact: Any, checked: Any) -> None:
+def test_a_cut_that_is_none_and_gates_twice_are_declined(token_gates: Any, exact: Any, checked: Any) -> None:
     result = checked(token_gates.insert(1, 7), exact("bert")[1])
+    again = token_gates.insert(0)(token_gates.insert(1)(exact("bert")[1]).graph_module)
 
     assert [(item.where, item.reason) for item in result.reports[0].declined] == [
         ("layer 7", "cuts are possible after [0, 1] layers")
     ]
-
-
-def test_gates_go_in_once(token_gates: Any, exact: Any) -> None:
-    gated = token_gates.insert(1)(exact("bert")[1]).graph_module
-
-    again = token_gates.insert(0)(gated)
-
-    assert again.graph_module is gated
     assert again.reports[0].declined[0].reason == "the model's tokens are gated already"
+    assert again.reports[0].fired == ()
 
 
 def test_beside_other_gates(token_gates: Any, captured_family: Any, checked: Any) -> None:
@@ -300,15 +296,3 @@ def test_beside_other_gates(token_gates: Any, captured_family: Any, checked: Any
     declined = checked(token_gates.insert(1), by_site).reports[0].declined
     assert declined
     assert all(item.reason == "RankRouter reads all tokens of a state at once" for item in declined)
-
-
-def test_every_value_knows_its_origin(token_gates: Any, exact: Any) -> None:
-    gated = token_gates.insert(1)(exact("t5")[1]).graph_module
-
-    ours = [node for node in gated.graph.nodes if node.meta.get("origin") == "InsertTokenGates"]
-
-    assert isinstance(gated.get_submodule("token_gate_1"), token_gates.module)
-    assert {str(node.target) for node in ours} == {
-        "token_gate_1", "aten.unsqueeze.default", "aten.mul.Tensor", "aten.clamp_min.default", "aten.log.default",
-        "aten.eq.Scalar", "aten.masked_fill.Scalar", "aten.add.Tensor",
-    }  # fmt: skip
