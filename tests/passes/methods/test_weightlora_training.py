@@ -129,7 +129,7 @@ def test_gradients_of_several_batches_count_as_one_step() -> None:
             optimiser.step()
             schedule.step()
         assert isinstance(schedule, SelectionSchedule)
-        chosen.append([value for value in schedule.history[-1].omega.values()])
+        chosen.append(list(schedule.history[-1].omega.values()))
 
     assert chosen[0] == pytest.approx(chosen[1], abs=1e-2)
 
