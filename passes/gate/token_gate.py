@@ -18,7 +18,8 @@ token any more. `min` is the dtype's lowest number.
 Sound: log 1 = 0 is added exactly, so an open gate leaves kept scores bit for bit. G = 0 adds min / 2, after which a
 key's weight underflows to 0, whatever the scores; no row can become NaN, since one key at least is open and stays at
 the value its mask gives it. The gradient of log stays finite through the clamp. What a shut token computes as a query
-is seen by no other token and by no head.
+is seen by no other token and by no head; at outputs its row means nothing, like the rows of padding (in models that
+mask padded queries too, those may average over shut keys).
 
 Declines cuts after which something else mixes tokens, naming the node; causal attention; models with gates already.
 """
