@@ -28,8 +28,10 @@ demo: quickstart
 demo-fast: $(VENV)/.fresh
 	$(BIN)/gatefx demo --fast --overwrite
 
+# A worker a core, each with one thread; a file's tests share its fixtures, so they stay on one worker.
+test: export OMP_NUM_THREADS = 1
 test: $(VENV)/.fresh
-	$(BIN)/python -m pytest -W error -m "not slow and not gpu"
+	$(BIN)/python -m pytest -W error -n 2 --dist loadfile -m "not slow and not gpu"
 
 slow: $(VENV)/.fresh
 	$(BIN)/python -m pytest -W error -m "slow and not gpu"

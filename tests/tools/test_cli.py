@@ -1,10 +1,9 @@
-"""The command line's surface: what it is made of, how fast it answers, and what it says to what it cannot do."""
+"""The command line: what it is made of, how little its help imports, and what it says to what it cannot do."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +25,6 @@ OPTIONS = {
     ("inspect",): {"--debug", "--json"},
     ("demo",): {"--debug", "--fast", "--out", "--overwrite", "--seed"},
 }
-SECONDS = 1.0
 
 
 def python(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -46,18 +44,10 @@ def test_commands_and_flags_are_the_promised_ones() -> None:
 
 
 @pytest.mark.parametrize("path", [(), ("export",), *OPTIONS])
-def test_help_is_quick(path: tuple[str, ...]) -> None:
-    # The best of three: a busy machine makes any single start slow.
-    seconds = []
-    for _ in range(3):
-        started = time.perf_counter()
-        done = python("-m", "gatefx.tools.cli", *path, "--help")
-        seconds.append(time.perf_counter() - started)
-        assert done.returncode == 0
-        assert "Usage: gatefx" in done.stdout
-        if min(seconds) < SECONDS:
-            break
-    assert min(seconds) < SECONDS
+def test_every_command_has_a_help(gatefx: Command, path: tuple[str, ...]) -> None:
+    code, out, _ = gatefx(*path, "--help")
+    assert code == 0
+    assert "Usage: " in out
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["export", "onnx", "--help"], ["--version"]])
