@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from .config import AdapterConfig, Budgets
-from .errors import InputError, SiteError
+from .errors import InputError, MethodError, SiteError
 from .models.configs.catalogue import Methods, kind_of, resolve_methods
 from .models.families import HEAD_MODULES
 from .models.gate_modules import GATE_MODULES
@@ -18,6 +19,7 @@ from .passes.gated import GatedModel
 from .passes.graph.capture import capture
 from .passes.methods.budgets import budgets_by_method, with_one_adapter
 from .passes.methods.catalogue import class_of
+from .passes.methods.method import Method
 from .passes.program import GraphProgram
 from .passes.report import Report
 
@@ -90,7 +92,7 @@ def build_gated(  # noqa: PLR0913  # one door behind prepare, optimize and from_
     if not all(method.has_adapters(chain.graph) for method in blank):
         _refuse_sleeping_adapters(model)
         if attach:
-            chain = chain.then(adapters if adapters is not None else _own_adapters([m.adapters() for m in blank]))
+            chain = chain.then(adapters if adapters is not None else _own_adapters(blank))
     methods = []
     for config in configs:
         implementation, name = class_of(config), kind_of(config)
@@ -111,9 +113,22 @@ def build_gated(  # noqa: PLR0913  # one door behind prepare, optimize and from_
     )
 
 
-def _own_adapters(passes: Sequence[Pass]) -> Pass:
-    """The kind of adapter that a method brings of its own, else the first's: with one adapter they are the same."""
-    return next((item for item in passes if item.name != "AttachLora"), passes[0])
+def _own_adapters(methods: Sequence[Method[Any]]) -> Pass:
+    """The pass that attaches the adapter that all methods gate.
+
+    Raises:
+        MethodError: one gates another kind of adapter than the others.
+    """
+    passes = {method.name: method.adapters() for method in methods}
+    if len({item.name for item in passes.values()}) > 1:
+        kinds = {name: item.name.removeprefix("Attach") for name, item in passes.items()}
+        raise MethodError(
+            "Methods on one model gate one kind of adapter.",
+            given=", ".join(f"{name} on {kind}" for name, kind in kinds.items()),
+            expected="LoRA for all of them",
+            remedy='pass GateRA(update="lora") of gatefx.models.configs.gatera instead of "gatera"',
+        )
+    return next(iter(passes.values()))
 
 
 def check_model(model: object) -> None:
