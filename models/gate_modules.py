@@ -7,6 +7,7 @@ from torch import nn
 from .adapter_weight import AdapterWeight
 from .gates import HardRankRouter, RankMask, RankRouter
 from .modulation import HardModulation, Modulation, SoftModulation
+from .update_threshold import HardUpdateThreshold, UpdateThreshold
 
 GATE_MODULES: tuple[type[nn.Module], ...] = (
     AdapterWeight,
@@ -16,4 +17,6 @@ GATE_MODULES: tuple[type[nn.Module], ...] = (
     Modulation,
     HardModulation,
     SoftModulation,
+    UpdateThreshold,
+    HardUpdateThreshold,
 )

@@ -9,11 +9,18 @@ from ...config import AdapterConfig
 from ...errors import MethodError
 from .ccm import CCM
 from .gatera import GateRA
+from .tspeft import TSPEFT
 from .weightlora import WeightLoRA
 
 #: Name → the method's config with its defaults, in the order in which methods act on one model.
 METHODS: Mapping[str, AdapterConfig] = MappingProxyType(
-    {"weightlora": WeightLoRA(), "weightlora+": WeightLoRA(plus=True), "ccm": CCM(), "gatera": GateRA()}
+    {
+        "weightlora": WeightLoRA(),
+        "weightlora+": WeightLoRA(plus=True),
+        "ccm": CCM(),
+        "tspeft": TSPEFT(),
+        "gatera": GateRA(),
+    }
 )
 
 Method = str | AdapterConfig

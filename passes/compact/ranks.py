@@ -21,8 +21,9 @@ from ...runtime.ops import schema  # noqa: F401  # defines torch.ops.gatefx.gate
 from ..contract import Pass
 from ..find.adapters import AdapterSite, find_sites
 from ..find.gates import gate_source
-from ..graph.edit import emit, emit_attribute, get_tensor, own_tensor, shape_of
+from ..graph.edit import emit, shape_of
 from ..report import Declined, Outcome
+from .scale import scale_tensor
 
 aten = torch.ops.aten
 
@@ -65,7 +66,7 @@ class CompactRanks(Pass):
     def _compact(self, graph_module: fx.GraphModule, site: AdapterSite, indices: fx.Node, index: int) -> None:
         graph = graph_module.graph
         with graph.inserting_before(site.add):
-            scale = self._scale(graph_module, site)
+            scale = scale_tensor(graph_module, site, origin=self.name)
             own = emit(graph, aten.select.int, (indices, 1, index), origin=self.name, like=site.add)
             if site.rank < shape_of(own)[-1]:
                 own = emit(graph, aten.slice.Tensor, (own, 1, 0, site.rank), origin=self.name, like=site.add)
@@ -73,16 +74,6 @@ class CompactRanks(Pass):
             total = emit(graph, torch.ops.gatefx.gated_lora.default, arguments, origin=self.name, like=site.add)
         site.add.replace_all_uses_with(total)
         graph.erase_node(site.add)
-
-    def _scale(self, graph_module: fx.GraphModule, site: AdapterSite) -> fx.Node:
-        """The scale as a tensor, so that it can change without a new graph."""
-        if isinstance(site.scale, fx.Node):
-            return site.scale
-        matrix = str(site.lora_a.target)
-        name = f"{matrix.removesuffix('.weight')}.scale"
-        like = get_tensor(graph_module, matrix)
-        own_tensor(graph_module, name, torch.tensor(site.scale, dtype=like.dtype, device=like.device))
-        return emit_attribute(graph_module, name, origin=self.name, like=site.add)
 
 
 def _is_mask(node: fx.Node, graph_module: fx.GraphModule) -> bool:

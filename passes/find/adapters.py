@@ -1,7 +1,7 @@
 """Adapter sites: where a graph adds a low-rank update to a linear layer, or the reason why a near miss is none.
 
     x ──▶ linear(W0) ────────────────────────────────▶ add ──▶ y          AdapterSite
-    └──▶ [dropout] ─▶ linear(A) ─▶ [mul(gate)] ─▶ linear(B) ─▶ [mul(s)] ─▶ [mul(factor)]* ──┘
+    └──▶ [dropout] ─▶ linear(A) ─▶ [mul(gate)] ─▶ linear(B) ─▶ [mul(s)] ─▶ [factor]* ──┘
 
 Recognised by structure, never by name alone: A (r, d_in) is read by one linear, whose result only B (d_out, r) reads,
 whose scaled result is added to the linear that reads the same x. That is what PEFT's LoRA traces to with any
@@ -37,7 +37,7 @@ class AdapterSite:
         path: the layer's module path; name: unique: the path, and the adapter's name if there are several.
         x: state entering the layer, (B, …, d_in); base: the layer's own output, (B, …, d_out).
         down: u = A x, (B, …, r); gate: the node that multiplies u, or None; up: B u; scaled: s·B u (or up); add: y.
-        factors: the multiplications of the scaled update by gates on whole updates, innermost first.
+        factors: gates on the whole scaled update, innermost first (`updates.py`).
         lora_a: get_attr of A (r, d_in); lora_b: get_attr of B (d_out, r); scale: s, a number or a get_attr node.
         branch_input: x, or x after the adapter's dropout.
     """
@@ -107,7 +107,7 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     branch_input = down.all_input_nodes[0]
     x = before_dropout(branch_input, graph_module)
     scaled, scale = scaled_update(up)
-    factors = update_factors(scaled)
+    factors = update_factors(scaled, graph_module)
     joined = (
         sum_with_base(factors[-1] if factors else scaled, x, d_out)
         if len(down.users) == 1

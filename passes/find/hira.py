@@ -81,7 +81,7 @@ def _match(up: fx.Node, graph_module: fx.GraphModule) -> HiraSite | None:
     branch_input = up.all_input_nodes[0]
     x = before_dropout(branch_input, graph_module)
     scaled, scale = scaled_update(up)
-    factors = update_factors(scaled)
+    factors = update_factors(scaled, graph_module)
     joined = sum_with_base(factors[-1] if factors else scaled, x, d_out)
     if isinstance(joined, str) or joined[2].target != weight.target:
         return None

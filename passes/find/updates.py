@@ -1,8 +1,9 @@
 """How an update of any kind is joined to its layer: scaled, multiplied by gates, added to what the layer answers.
 
-    update ─▶ [mul(s)] ─▶ [mul(factor)]* ─▶ add(base, ·)
+    update ─▶ [mul(s)] ─▶ [mul(factor) | threshold(·, base)]* ─▶ add(base, ·)
 
-A factor is a gate on the whole update, with one number per token, per example or for all.
+A factor is a gate on the whole update, with one number per token, per example or for all. A threshold multiplies the
+update itself, since it compares it with what the layer answers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 from torch import fx
 
 from ...models.regularization import REGULARIZATION_MODULES
+from ...models.update_threshold import HardUpdateThreshold, UpdateThreshold
 from ...runtime.ops import schema  # noqa: F401  # defines torch.ops.gatefx.gated_lora
 from ..graph.edit import shape_of, tensor_value
 
@@ -53,18 +55,26 @@ def scaled_update(up: fx.Node) -> tuple[fx.Node, float | fx.Node]:
     return up, 1.0
 
 
-def update_factors(scaled: fx.Node) -> tuple[fx.Node, ...]:
-    """Multiplications of the update by gates: mul(update, factor), one after another, each read by the next alone."""
+def update_factors(scaled: fx.Node, graph_module: fx.GraphModule) -> tuple[fx.Node, ...]:
+    """Gates on the update: mul(update, factor) or threshold(update, base), each read by the next alone."""
     found: list[fx.Node] = []
     node = scaled
     while len(node.users) == 1:
         user = next(iter(node.users))
         factor = user.args[1] if user.target is aten.mul.Tensor and user.args[0] is node else None
-        if not isinstance(factor, fx.Node) or not _is_update_factor(factor, scaled):
+        multiplied = isinstance(factor, fx.Node) and _is_update_factor(factor, scaled)
+        if not multiplied and not (is_threshold(user, graph_module) and user.args[0] is node):
             break
         found.append(user)
         node = user
     return tuple(found)
+
+
+def is_threshold(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    """Whether a node is a gate that compares an update with what its layer answers."""
+    if node.op != "call_module":
+        return False
+    return isinstance(graph_module.get_submodule(str(node.target)), (UpdateThreshold, HardUpdateThreshold))
 
 
 def _is_update_factor(factor: fx.Node, scaled: fx.Node) -> bool:

@@ -50,7 +50,8 @@ def distill(
     Args:
         model: a gated model; data: unlabelled batches, cycled through; steps: optimiser steps.
         method: whose gates; those of the model's other methods are open meanwhile.
-        parameters: the gates' own; penalty: their term of the objective on the last batch, None where there is none.
+        parameters: the gates' own; none where `after` moves the gates by the gradients that they received.
+        penalty: their term of the objective on the last batch, None where there is none.
         after: called after every step.
 
     Returns:
@@ -58,7 +59,7 @@ def distill(
     """
     student, teacher = student_and_teacher(model, method)
     rows: list[float] = []
-    optimiser = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=0.0) if parameters else None
     with _only_these_train(model, student, parameters), torch.enable_grad():
         for batch in track(_cycle(data, steps), f"fitting {method}'s gates", show=show, total=steps):
             rows.append(_step(student, teacher, batch, penalty, optimiser))
@@ -103,15 +104,18 @@ def _step(
     teacher: fx.GraphModule,
     batch: Mapping[str, Tensor],
     penalty: Callable[[], Tensor | None],
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
 ) -> float:
     inputs = signature_of(student).arrange(batch)
     with torch.no_grad():
         wanted = teacher(*inputs)
     divergence = output_divergence(wanted, student(*inputs), batch.get(ATTENTION_MASK))
     term = penalty()
-    optimiser.zero_grad()
+    if optimiser is not None:
+        optimiser.zero_grad()
     torch.autograd.backward(divergence if term is None else divergence + term)
+    if optimiser is None:
+        return float(divergence.detach())
     nn.utils.clip_grad_norm_(optimiser.param_groups[0]["params"], _CLIP)
     optimiser.step()
     return float(divergence.detach())

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -21,11 +20,10 @@ from ...progress import track
 from ..find.modulations import find_modulated
 from ..graph.edit import get_tensor
 from ..graph.signature import signature_of
+from .levels import NEAR, level_for, level_table, share_above
 from .modulation import LEVEL, HardenModulations
 
 _ROUNDS = 4
-_NEAR = 0.002  # share of tokens×sites within which a budget counts as met
-_SHARES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -80,28 +78,19 @@ def calibrate_level(
     for _ in range(_ROUNDS):
         get_tensor(hard, LEVEL).fill_(level)
         logits = collect_logits(hard, data, sources, show=show)
-        error = 0.0 if budget is None else abs(_share(logits, level) - budget)
+        error = 0.0 if budget is None else abs(share_above(logits, level) - budget)
         if error < best[0]:
             best = (error, level, logits)
-        if budget is None or error <= _NEAR:
+        if budget is None or error <= NEAR:
             break
         level = level_for(logits, budget)
     _, level, logits = best
     shares = {
-        name: SiteShare(_share({name: values}, level), float(torch.sigmoid(values).mean()))
+        name: SiteShare(share_above({name: values}, level), float(torch.sigmoid(values).mean()))
         for name, values in logits.items()
     }
-    share = _share(logits, level)
-    return LevelCalibration(level, share, shares, _table(logits, budget or share, level))
-
-
-def level_for(logits: Mapping[str, Tensor], budget: float) -> float:
-    """The level that a share `budget` of all logits reaches, halfway to the next smaller one."""
-    ranked = torch.cat(list(logits.values())).double().sort(descending=True).values
-    kept = min(max(round(budget * len(ranked)), 1), len(ranked))
-    if kept == len(ranked):
-        return float(np.nextafter(np.float32(ranked[-1]), np.float32(-np.inf)))
-    return float((ranked[kept - 1] + ranked[kept]) / 2)
+    share = share_above(logits, level)
+    return LevelCalibration(level, share, shares, level_table(logits, budget or share, level))
 
 
 def token_masks(graph_module: fx.GraphModule) -> dict[str, str]:
@@ -161,17 +150,3 @@ def _recording(graph_module: fx.GraphModule) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _share(logits: Mapping[str, Tensor], level: float) -> float:
-    """The share of all logits at or above a level."""
-    values = torch.cat(list(logits.values()))
-    return float((values >= torch.tensor(level, dtype=torch.float32)).double().mean())
-
-
-def _table(logits: Mapping[str, Tensor], share: float, level: float) -> tuple[tuple[float, float], ...]:
-    """Levels of round shares, and the calibrated one at its own; levels never rise with the share."""
-    levels = {value: level_for(logits, value) for value in _SHARES if abs(value - share) > _NEAR} | {share: level}
-    shares = sorted(value for value in levels if value > 0)
-    falling = np.minimum.accumulate([levels[value] for value in shares])
-    return tuple((value, float(falling[index])) for index, value in enumerate(shares))

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gatefx.passes.find.modulations import modulations_of
+from gatefx.passes.harden.levels import level_for
 from gatefx.passes.harden.modulation import LEVEL, HardenModulations
-from gatefx.passes.harden.modulation_levels import calibrate_level, collect_logits, level_for, token_masks
+from gatefx.passes.harden.modulation_levels import calibrate_level, collect_logits, token_masks
 
 
 @pytest.fixture

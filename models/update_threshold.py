@@ -1,0 +1,138 @@
+"""Gates that skip an adapter's update at tokens where it is small beside what the layer answers (TS-PEFT).
+
+    h_i = W0 x_i + 1[r_i ≥ τ]·M(x_i)        r_i = ‖M(x_i)‖₂ / ‖W0 x_i‖₂                Eq. 2 and 3
+
+Axes: B examples, * the axes between batch and features (T for tokens; none for a state pooled per example), d_out
+features of the layer's answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from .configs.tspeft import TSPEFT
+from .threshold_optimizer import threshold_gradient, threshold_step
+
+
+@dataclass(frozen=True)
+class ThresholdRecord:
+    """What a threshold saw in its last call; no gradient.
+
+    Attributes:
+        ratio: r, (B, *), in at least float32; taken: which tokens took the update, (B, *) bool.
+        real: (B, *) 1 at real tokens, 0 at padding.
+    """
+
+    ratio: Tensor
+    taken: Tensor
+    real: Tensor
+
+
+def norms(update: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
+    """(‖M(x)‖₂, ‖W0 x‖₂) of every token, (B, *) each, in at least float32, without gradient."""
+    precision = torch.promote_types(update.dtype, torch.float32)
+    return update.detach().to(precision).norm(dim=-1), base.detach().to(precision).norm(dim=-1)
+
+
+class UpdateThreshold(nn.Module):
+    """τ of one adapter, in training. Not a parameter: `move` changes it, no optimiser does.
+
+    The gate that multiplies the update is a leaf of the autograd graph, so its gradient is Eq. 9's
+    μ_i = Σ_j ∂ℓ/∂h_ij·M(x_i)_j, of skipped tokens too, and nothing but ∂ℓ/∂h is needed for it.
+
+    Args:
+        config: the method's options; budget: share of tokens×sites to train towards, None for τ alone.
+    """
+
+    tau: Tensor
+    first_moment: Tensor
+    second_moment: Tensor
+    updates: Tensor
+    level: Tensor
+
+    def __init__(self, config: TSPEFT, *, budget: float | None) -> None:
+        super().__init__()
+        self.config = config
+        self.budget = budget
+        self.register_buffer("tau", torch.tensor(0.0))
+        self.register_buffer("first_moment", torch.tensor(0.0))
+        self.register_buffer("second_moment", torch.tensor(0.0))
+        self.register_buffer("updates", torch.tensor(0))
+        # What a budget adds to the τ of every site; 0 without one.
+        self.register_buffer("level", torch.tensor(0.0))
+        self.record: ThresholdRecord | None = None
+        self.gradient: Tensor | None = None
+        self.counts: tuple[Tensor, Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickles leave behind what the last batch showed."""
+        return {**self.__dict__, "record": None, "gradient": None, "counts": None}
+
+    def extra_repr(self) -> str:
+        """What the printed graph should show of a threshold."""
+        return f"tau={float(self.tau):.4g}, level={float(self.level):.4g}, budget={self.budget}"
+
+    def excess(self, update: Tensor, base: Tensor) -> Tensor:
+        """r − τ of every token: update and base (B, *, d_out) → (B, *)."""
+        return _ratio(*norms(update, base)) - self.tau
+
+    def forward(self, update: Tensor, base: Tensor, mask: Tensor | None = None) -> Tensor:
+        """1[r ≥ τ]·M(x): update and base (B, *, d_out), mask (B, T) for the record → (B, *, d_out)."""
+        size, whole = norms(update, base)
+        taken = takes(size, whole, self.tau, self.level)
+        real = torch.ones_like(size) if mask is None else mask.to(size.dtype)
+        self.record = ThresholdRecord(_ratio(size, whole), taken, real)
+        gate = taken.to(update.dtype).unsqueeze(-1)
+        if self.training and torch.is_grad_enabled():
+            gate.requires_grad_()
+            gate.register_hook(partial(self._receive, taken=taken, real=real))  # type: ignore[no-untyped-call]  # torch's
+        return update * gate
+
+    def _receive(self, gradient: Tensor, *, taken: Tensor, real: Tensor) -> None:
+        influence = gradient.detach().squeeze(-1).to(real.dtype)
+        found = threshold_gradient(influence, taken, real, self.config.sparsity_weight)
+        counts = (taken * real).sum(), real.sum()
+        self.gradient = found if self.gradient is None else self.gradient + found
+        self.counts = counts if self.counts is None else (self.counts[0] + counts[0], self.counts[1] + counts[1])
+
+    def move(self, step: float) -> float | None:
+        """One update of τ by the gradients since the last one; the share of tokens that took the update meanwhile.
+
+        Nothing moves, and the answer is None, where no backward has arrived.
+        """
+        if self.gradient is None or self.counts is None:
+            return None
+        gradient, (taken, real) = self.gradient.to(self.tau.dtype), self.counts
+        self.gradient = self.counts = None
+        threshold_step(self.tau, self.first_moment, self.second_moment, self.updates, gradient, step, self.config)
+        return float(taken / real.clamp_min(1))
+
+
+class HardUpdateThreshold(nn.Module):
+    """The deployed threshold: tokens below it keep what the layer answers. Written as the paper has it: M is known."""
+
+    def __init__(self, threshold: UpdateThreshold) -> None:
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, update: Tensor, base: Tensor, level: Tensor) -> Tensor:
+        """1[r ≥ max(0, τ + level)]·M(x): update and base (B, *, d_out), level () → (B, *, d_out)."""
+        taken = takes(*norms(update, base), self.threshold.tau, level)
+        return torch.where(taken.unsqueeze(-1), update, 0.0)
+
+
+def takes(size: Tensor, whole: Tensor, tau: Tensor, level: Tensor) -> Tensor:
+    """Which tokens take the update: size ‖M(x)‖ and whole ‖W0 x‖ (B, *), tau and level () → (B, *) bool.
+
+    Compared without a quotient: at a threshold of zero every token takes it, also where the layer answers zero.
+    """
+    return size >= (tau + level).clamp_min(0) * whole
+
+
+def _ratio(size: Tensor, whole: Tensor) -> Tensor:
+    """r, finite also where the layer answers zero."""
+    return size / whole.clamp_min(torch.finfo(whole.dtype).tiny)
