@@ -6,7 +6,10 @@ from torch import nn
 
 from .adapter_weight import AdapterWeight
 from .gates import HardRankRouter, RankMask, RankRouter
+from .hard_token_gate import HardTokenGate
 from .modulation import HardModulation, Modulation, SoftModulation
+from .token_gate import TokenGate
+from .token_scores import LayerShift, PathScore
 from .update_threshold import HardUpdateThreshold, UpdateThreshold
 
 GATE_MODULES: tuple[type[nn.Module], ...] = (
@@ -19,4 +22,8 @@ GATE_MODULES: tuple[type[nn.Module], ...] = (
     SoftModulation,
     UpdateThreshold,
     HardUpdateThreshold,
+    TokenGate,
+    HardTokenGate,
+    LayerShift,
+    PathScore,
 )

@@ -9,6 +9,7 @@ from ...config import AdapterConfig
 from ...errors import MethodError
 from .ccm import CCM
 from .gatera import GateRA
+from .masklora import MaskLoRA
 from .tspeft import TSPEFT
 from .weightlora import WeightLoRA
 
@@ -20,6 +21,7 @@ METHODS: Mapping[str, AdapterConfig] = MappingProxyType(
         "ccm": CCM(),
         "tspeft": TSPEFT(),
         "gatera": GateRA(),
+        "masklora": MaskLoRA(),
     }
 )
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
+from ...models.token_scores import LayerShift
 from ..graph.edit import shape_of, tensor_value
 from .updates import before_dropout, has_bias, matrix_of, scaled_update, sum_with_base, update_factors
 
@@ -94,7 +95,7 @@ def find_sites(graph_module: fx.GraphModule) -> tuple[tuple[AdapterSite, ...], t
 
 def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | None:
     """Read a site from its down-projection; None where the node is not one."""
-    up, gate = _up_projection(down)
+    up, gate = _up_projection(down, graph_module)
     lora_a = matrix_of(down)
     lora_b = matrix_of(up) if up is not None else None
     if up is None or lora_a is None or lora_b is None:
@@ -110,7 +111,7 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     factors = update_factors(scaled, graph_module)
     joined = (
         sum_with_base(factors[-1] if factors else scaled, x, d_out)
-        if len(down.users) == 1
+        if len(readers_of(down, graph_module)) == 1
         else "something besides B reads A x"
     )
     if has_bias(down) or has_bias(up):
@@ -127,13 +128,23 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     )  # fmt: skip
 
 
-def _up_projection(down: fx.Node) -> tuple[fx.Node | None, fx.Node | None]:
+def readers_of(values: fx.Node, graph_module: fx.GraphModule) -> list[fx.Node]:
+    """Who reads rank values; a measurement of them (see `models/token_scores.py`) is no part of the adapter."""
+    return [user for user in values.users if not _measures(user, graph_module)]
+
+
+def _measures(node: fx.Node, graph_module: fx.GraphModule) -> bool:
+    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), LayerShift)
+
+
+def _up_projection(down: fx.Node, graph_module: fx.GraphModule) -> tuple[fx.Node | None, fx.Node | None]:
     """The linear that reads A x, directly or through one gate multiplication."""
-    for user in down.users:
+    for user in readers_of(down, graph_module):
         if user.target is aten.linear.default and user.args[0] is down:
             return user, None
-        if user.target is aten.mul.Tensor and len(user.users) == 1 and user.args[0] is down:
-            up = next(iter(user.users))
+        readers = readers_of(user, graph_module)
+        if user.target is aten.mul.Tensor and len(readers) == 1 and user.args[0] is down:
+            (up,) = readers
             if up.target is aten.linear.default and up.args[0] is user:
                 return up, user
     return None, None

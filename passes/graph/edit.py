@@ -87,7 +87,7 @@ def _container(root: nn.Module, path: str) -> nn.Module:
 def emit(graph: fx.Graph, target: Callable[..., Any], args: Arguments, *, origin: str, like: fx.Node) -> fx.Node:
     """Add a call_function node at the insertion point, its shape inferred, its provenance taken from `like`."""
     node = graph.call_function(target, tuple(args))
-    values = [argument.meta["val"] if isinstance(argument, fx.Node) else argument for argument in args]
+    values = fx.node.map_arg(tuple(args), lambda argument: argument.meta["val"])
     with _fake_mode(like):
         node.meta["val"] = target(*values)
     return stamp(node, origin=origin, like=like)

@@ -10,16 +10,24 @@ from ...config import AdapterConfig
 from ...errors import MethodError
 from ...models.configs.ccm import CCM
 from ...models.configs.gatera import GateRA
+from ...models.configs.masklora import MaskLoRA
 from ...models.configs.tspeft import TSPEFT
 from ...models.configs.weightlora import WeightLoRA
 from .ccm import RankRouting
 from .gatera import TokenModulation
+from .masklora import TokenPruning
 from .method import Method
 from .tspeft import TokenSelection
 from .weightlora import AdapterSelection
 
 METHOD_CLASSES: Mapping[type[AdapterConfig], type[Method[Any]]] = MappingProxyType(
-    {WeightLoRA: AdapterSelection, CCM: RankRouting, TSPEFT: TokenSelection, GateRA: TokenModulation}
+    {
+        WeightLoRA: AdapterSelection,
+        CCM: RankRouting,
+        TSPEFT: TokenSelection,
+        GateRA: TokenModulation,
+        MaskLoRA: TokenPruning,
+    }
 )
 
 

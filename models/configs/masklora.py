@@ -1,0 +1,123 @@
+"""MaskLoRA's options."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal, get_args
+
+from ...config import AdapterConfig, is_number
+from ...errors import MethodError
+
+Scores = Literal["predicted", "path"]
+Aggregate = Literal["mean", "max"]
+Select = Literal["topk", "threshold"]
+
+_PAIR = 2
+
+
+@dataclass(frozen=True)
+class MaskLoRA(AdapterConfig):
+    """Tokens chosen by the shift that LoRA gives them (MaskLoRA, §2). The adapter's own fields: see `AdapterConfig`.
+
+    Cuts:
+        keep: {after layer: share of the original tokens kept}, e.g. {1: 0.8, 2: 0.5}; None is one cut after a quarter
+            of the layers, which keeps the budget.
+        floor: ρ_min: no cut keeps less than this share.
+
+    Scores:
+        scores: where deployed scores come from: "predicted" at the cut from the state there, "path" from the LoRA paths
+            of the layers before the cut.
+        aggregate: over the scored layers.
+        predictor_width: hidden width of the predictor.
+        stop_gradient: no gradients through scores.
+
+    Decision:
+        select: "topk" keeps ⌈ρ·n⌉ of each example's n tokens, "threshold" those that score at least κ.
+
+    Objective (Eq. 2), and how it changes over training:
+        sparsity: λ of E‖m̃‖₀; consistency: γ of KL(full ‖ masked); concentration: η of Σ ŝ(1 − m̃).
+        penalty: ρ of the budget's terms μ·(share − budget) + ρ·(share − budget)².
+        penalty_rate: of the multiplier μ, which starts at 0.
+        sharpness: a of the gate's logit a·(ŝ − b) to start from.
+        momentum: β of the running κ and of the running clip.
+        temperature, temperature_min: τ of the hard-concrete gate, linear.
+    """
+
+    method: ClassVar[str] = "masklora"
+    deploy_fields: ClassVar[tuple[str, ...]] = ("select", "floor")
+
+    keep: tuple[tuple[int, float], ...] | None = None
+    floor: float = 0.1
+    scores: Scores = "predicted"
+    aggregate: Aggregate = "mean"
+    predictor_width: int = 64
+    stop_gradient: bool = True
+    select: Select = "topk"
+    sparsity: float = 3e-4
+    consistency: float = 0.3
+    concentration: float = 0.3
+    penalty: float = 5.0
+    penalty_rate: float = 0.05
+    sharpness: float = 8.0
+    momentum: float = 0.9
+    temperature: float = 2.0
+    temperature_min: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.keep is not None:
+            object.__setattr__(self, "keep", _schedule(self.keep))
+        for field, allowed in _CHOICES.items():
+            self.check_choice(field, allowed)
+        self.check_number("predictor_width", least=1, whole=True)
+        for field in ("sparsity", "consistency", "concentration", "penalty", "penalty_rate"):
+            self.check_number(field, least=0)
+        for field in ("floor", "momentum"):
+            self.check_number(field, least=0, most=1)
+        if not is_number(self.sharpness, above=0):
+            raise self.out_of_range("sharpness", "more than 0")
+        if not isinstance(self.stop_gradient, bool):
+            raise self.out_of_range("stop_gradient", "True or False")
+        if not 0.0 < self.temperature_min <= self.temperature:
+            raise MethodError(
+                "The temperature falls during training.",
+                given=f"temperature={self.temperature!r}, temperature_min={self.temperature_min!r}",
+                expected="0 < temperature_min ≤ temperature",
+            )
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "scores": get_args(Scores),
+    "aggregate": get_args(Aggregate),
+    "select": get_args(Select),
+}
+
+
+def _schedule(given: object) -> tuple[tuple[int, float], ...]:
+    """(layer, share) pairs by rising layer.
+
+    Raises:
+        MethodError: no schedule, or shares that rise.
+    """
+    pairs = given.items() if isinstance(given, Mapping) else given
+    listed = [tuple(pair) for pair in pairs if isinstance(pair, Iterable)] if isinstance(pairs, Iterable) else []
+    rows = sorted(pair for pair in listed if _is_cut(pair))
+    layers, shares = [row[0] for row in rows], [row[1] for row in rows]
+    falls = all(later <= earlier for earlier, later in pairwise(shares))
+    if not rows or len(rows) != len(listed) or len(set(layers)) < len(layers) or not falls:
+        raise MethodError(
+            "keep is a schedule of cuts.",
+            given=f"keep={given!r}",
+            expected="{after layer: share of the tokens kept}, shares in (0, 1] that never rise, e.g. {1: 0.8, 2: 0.5}",
+        )
+    return tuple((int(layer), float(share)) for layer, share in rows)
+
+
+def _is_cut(pair: tuple[object, ...]) -> bool:
+    if len(pair) != _PAIR:
+        return False
+    layer, share = pair
+    whole = isinstance(layer, int) and not isinstance(layer, bool) and layer >= 0
+    return whole and is_number(share, above=0) and float(share) <= 1  # type: ignore[arg-type]  # is_number says so

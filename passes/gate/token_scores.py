@@ -1,0 +1,174 @@
+"""Scores: nodes that measure what LoRA does to every token, for gates that need them and for the full forward.
+
+    u_q, u_k, … (B,T,r) ─▶ layer_shift_ℓ(u_q, B_q, u_k, B_k, …) = s_ℓ (B,T)
+
+    ShowTokenScores    the output gets `token_scores`, the shifts of all scored layers on top of each other, (L,B,T)
+    FeedTokenGates     token_gate_ℓ(h, mask)  →  token_gate_ℓ(h, mask, protected, path, real)
+
+`protected` marks the question of extractive question answering (token type 0), `path` = token_path_ℓ(mask, s_1 … s_ℓ)
+the score of the layers before the cut where scores come from there, `real` the attention mask at later cuts, whose
+`mask` no longer has the tokens that are gone.
+
+Sound: nothing that the model computes reads the new nodes, except token gates.
+
+Refuses a cut before which no adapter stands, where scores come from the path.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ...errors import MethodError, SiteError
+from ...models.configs.masklora import MaskLoRA
+from ...models.token_gate import TokenGate
+from ...models.token_scores import LayerShift, PathScore
+from ..contract import Pass
+from ..find.adapters import AdapterSite, Miss
+from ..find.scored_layers import ScoredLayer, find_scored_layers
+from ..graph.edit import emit, emit_module, own_module, shape_of, tensor_value
+from ..report import Outcome
+
+aten = torch.ops.aten
+
+#: The output with every scored layer's shifts.
+TOKEN_SCORES = "token_scores"
+_QUESTION = 0  # token type of the question, in tokenizers of extractive question answering
+_TOKEN_TYPES, _ANSWERS = "token_type_ids", "start_logits"
+
+
+@dataclass(frozen=True)
+class ShowTokenScores(Pass):
+    """Add the shifts of all scored layers to the outputs."""
+
+    def apply(self, graph_module: fx.GraphModule) -> Outcome:
+        """Measure every layer."""
+        graph = graph_module.graph
+        output = graph.output_node()
+        shifts = [shift_node(graph_module, layer, origin=self.name) for layer in required_layers(graph_module)]
+        with graph.inserting_before(output):
+            stacked = emit(graph, aten.stack.default, (shifts,), origin=self.name, like=shifts[0])
+        answers = output.args[0]
+        if not isinstance(answers, dict):
+            raise MethodError("The graph answers no named outputs.", given=type(answers).__name__, expected="a dict")
+        output.args = ({**answers, TOKEN_SCORES: stacked},)
+        return Outcome((TOKEN_SCORES,))
+
+
+@dataclass(frozen=True)
+class FeedTokenGates(Pass):
+    """Give training gates what they read beside the state.
+
+    Attributes:
+        config: the options.
+    """
+
+    config: MaskLoRA
+
+    def apply(self, graph_module: fx.GraphModule) -> Outcome:
+        """Extend the arguments of every gate."""
+        gates = [(node, module) for node, module in token_gates(graph_module) if len(node.args) == 2]  # noqa: PLR2004
+        inputs = {str(node.target): node for node in graph_module.graph.find_nodes(op="placeholder")}
+        layers = required_layers(graph_module) if self.config.scores == "path" else ()
+        made: dict[int, fx.Node] = {}
+        real = gates[0][0].args[1] if gates else None
+        protected = self._protected(graph_module, inputs.get(_TOKEN_TYPES), gates[0][0] if gates else None)
+        for index, (node, module) in enumerate(gates):
+            path = self._path(graph_module, node, module, layers, made) if layers else None
+            given = (*node.args, protected, path, real if index else None)
+            node.args = given[: max(i for i, value in enumerate(given) if value is not None) + 1]
+        return Outcome(tuple(str(node.target) for node, _ in gates if len(node.args) > 2))  # noqa: PLR2004
+
+    def _protected(self, graph_module: fx.GraphModule, types: fx.Node | None, gate: fx.Node | None) -> fx.Node | None:
+        answers = graph_module.graph.output_node().args[0]
+        if types is None or gate is None or not isinstance(answers, dict) or _ANSWERS not in answers:
+            return None
+        with graph_module.graph.inserting_before(gate):
+            return emit(graph_module.graph, aten.eq.Scalar, (types, _QUESTION), origin=self.name, like=gate)
+
+    def _path(
+        self,
+        graph_module: fx.GraphModule,
+        node: fx.Node,
+        gate: TokenGate,
+        layers: tuple[ScoredLayer, ...],
+        made: dict[int, fx.Node],
+    ) -> fx.Node:
+        before = [layer for layer in layers if layer.layer <= gate.layer]
+        if not before:
+            raise MethodError(
+                "No adapter stands before the cut, so its path has no scores.",
+                given=f"scores='path', a cut after layer {gate.layer}, adapters from layer {layers[0].layer} on",
+                expected="a later cut, or scores='predicted'",
+            )
+        for layer in before:
+            if layer.layer not in made:
+                made[layer.layer] = shift_node(graph_module, layer, origin=self.name)
+        shifts = [made[layer.layer] for layer in before]
+        name, value = f"token_path_{gate.layer}", tensor_value(shifts[0])
+        own_module(graph_module, name, PathScore(len(shifts), self.config.aggregate).to(value.device))
+        with graph_module.graph.inserting_before(node):
+            return emit_module(
+                graph_module.graph, name, (node.args[1], *shifts), shape=shape_of(node), dtype=value.dtype,
+                origin=self.name, like=node,
+            )  # fmt: skip
+
+
+def token_gates(graph_module: fx.GraphModule) -> tuple[tuple[fx.Node, TokenGate], ...]:
+    """The training gates on tokens that a graph calls, cut by cut."""
+    found = []
+    for node in graph_module.graph.find_nodes(op="call_module"):
+        module = graph_module.get_submodule(str(node.target))
+        if isinstance(module, TokenGate):
+            found.append((node, module))
+    return tuple(found)
+
+
+def required_layers(graph_module: fx.GraphModule) -> tuple[ScoredLayer, ...]:
+    """The layers whose adapters score tokens.
+
+    Raises:
+        SiteError: there are none.
+    """
+    layers = find_scored_layers(graph_module)
+    if isinstance(layers, Miss):
+        raise SiteError(
+            "No adapter scores the model's tokens.",
+            given=f"{layers.where}: {layers.reason}",
+            expected="an encoder, or an encoder with a decoder, with LoRA in the layers of its encoder",
+            remedy="adapt the encoder's layers (target_modules='all-linear'); decoders on their own are not cut",
+        )
+    return layers
+
+
+def shift_node(graph_module: fx.GraphModule, layer: ScoredLayer, *, origin: str) -> fx.Node:
+    """A node s_ℓ (B,T) after the last site of a layer."""
+    arguments: list[fx.Node] = []
+    scales, counts = [], []
+    for site in layer.sites:
+        factors = [factor for product in site.factors if isinstance(factor := product.args[1], fx.Node)]
+        if isinstance(site.scale, fx.Node):
+            factors.append(site.scale)
+        arguments += [_rank_values(site), site.lora_b, *factors]
+        scales.append(1.0 if isinstance(site.scale, fx.Node) else float(site.scale))
+        counts.append(len(factors))
+    name = f"layer_shift_{layer.layer}"
+    like = layer.sites[-1].down
+    value = tensor_value(like)
+    own_module(graph_module, name, LayerShift(tuple(scales), tuple(counts)))
+    place = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    precision = torch.promote_types(value.dtype, torch.float32)
+    with graph_module.graph.inserting_after(max(arguments, key=place.__getitem__)):
+        return emit_module(
+            graph_module.graph, name, arguments, shape=shape_of(like)[:2], dtype=precision, origin=origin, like=like
+        )
+
+
+def _rank_values(site: AdapterSite) -> fx.Node:
+    """What B multiplies: A x, or A x times the gate on rank directions."""
+    values = site.up.args[0]
+    if not isinstance(values, fx.Node):
+        raise SiteError("An adapter's B reads no node.", given=site.name)
+    return values

@@ -1,0 +1,160 @@
+"""MaskLoRA: token selection by LoRA-induced shift, as passes over a captured graph.
+
+    prepare    capture → [AttachLora] → InsertTokenGates → FeedTokenGates                a model that trains
+    training   full forward (answers, ŝ) → masked forward → Eq. 2                        two forwards a step
+    optimize   FreezeRegularization → (ŝ on data) → FoldAdapters → HardenTokenGates      the masked graph
+               → CompactTokens                                                           a model that serves
+
+Deviations from the paper, each with its reason:
+    * deployed scores are predicted at the cut from the state there (`models/score_predictor.py`): the score of all
+      layers needs the full forward that masking is to save; `scores="path"` takes the layers before the cut;
+    * tokens leave between layers, not at the embeddings: no score is known before the first layers ran;
+    * φ = a·(ŝ − κ − b) with two learned numbers a cut: logits φ_i of their own could not be given to a new input;
+    * η·Σ ŝ(1 − m̃)/T instead of +η·ŝᵀm̃, whose sign contradicts Proposition 3.3 (`models/token_objective.py`);
+    * λ alone (1e-4 … 1e-3) meets no budget against η: a multiplier and a square drive every cut to its share;
+    * the running clip and κ are smoothed, not ŝ_i, which has no predecessor in another batch (`masklora_full.py`);
+    * KL(full ‖ masked) takes the full answers without gradients and without dropout: they are what to be true to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from ...config import Budget, resolve_share
+from ...errors import BudgetError, PassError
+from ...models.configs.masklora import MaskLoRA
+from ...models.families import ATTENTION_MASK
+from ...models.token_objective import token_loss
+from ..chain import Chain
+from ..contract import Pass
+from ..decision import Decision
+from ..gate.token_cuts import PlaceTokenGates
+from ..gate.token_scores import FeedTokenGates, required_layers, token_gates
+from ..graph.signature import signature_of
+from ..harden.distill import output_divergence
+from ..harden.settle_tokens import SettleTokenGates
+from ..sites import DeployedSite
+from .masklora_deploy import ALL, UNIT, TokenDecision, choose_tokens, keep_every_token
+from .masklora_fit import fit_gates
+from .masklora_full import FullAnswer, TrainingForward, set_scores
+from .masklora_schedule import TokenSchedule
+from .method import Batches, DeployOptions, FitQuality, Method
+
+if TYPE_CHECKING:
+    from ..gated import GatedModel
+
+_DEFAULT_SHARE = 0.5
+
+
+class TokenPruning(Method[MaskLoRA]):
+    """Gates on tokens of one model; its budget is the share of the tokens that the last cut keeps."""
+
+    name = "masklora"
+    unit = UNIT
+    budget: float
+
+    def __init__(self, config: MaskLoRA, budget: float | None) -> None:
+        super().__init__(config, budget)
+        self._forward = TrainingForward()
+        self._answer: FullAnswer | None = None
+        self._mask: Tensor | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """Copies and pickles make their own full forward."""
+        return {**self.__dict__, "_forward": TrainingForward(), "_answer": None, "_mask": None}
+
+    @classmethod
+    def resolve_budget(cls, config: MaskLoRA, budget: Budget | None, graph_module: fx.GraphModule) -> float:
+        """The budget as a share in (0, 1]: what `keep` says, or half of the tokens.
+
+        Raises:
+            SiteError: no cut, or no adapter that scores tokens; BudgetError: no share, or a count.
+        """
+        required_layers(graph_module)
+        last = config.keep[-1][1] if config.keep is not None else None
+        if budget is None:
+            return _DEFAULT_SHARE if last is None else last
+        if isinstance(budget, int) and not isinstance(budget, bool) and budget != 1:
+            raise BudgetError(
+                "masklora keeps a share of every example's tokens, whatever their number.",
+                given=f"budget={budget!r}",
+                expected='a number in (0, 1] or a string such as "50%"',
+                remedy="pass for example budget=0.5",
+            )
+        return resolve_share(budget, unit=UNIT)
+
+    def limit(self, graph_module: fx.GraphModule) -> float:  # noqa: ARG002
+        """Every token."""
+        return ALL
+
+    def gates(self) -> tuple[Pass, ...]:
+        """A gate at every cut."""
+        return (PlaceTokenGates(self.config, self.budget), FeedTokenGates(self.config))
+
+    def open_gates(self, graph_module: fx.GraphModule) -> tuple[Pass, ...]:  # noqa: ARG002
+        """Every token kept."""
+        return (SettleTokenGates(),)
+
+    def before(self, model: GatedModel, tensors: Sequence[Tensor]) -> None:
+        """The full forward: reference answers, and scores for the gates."""
+        gradients = not self.config.stop_gradient and torch.is_grad_enabled()
+        self._answer = self._forward.of(model)(tensors, gradients=gradients)
+        names = signature_of(model.graph_module).input_names
+        self._mask = tensors[names.index(ATTENTION_MASK)] if ATTENTION_MASK in names else None
+        set_scores([gate for _, gate in token_gates(model.graph_module)], self._answer)
+
+    def loss(self, model: GatedModel, outputs: Mapping[str, Tensor]) -> Tensor:
+        """Sparsity, consistency, concentration and budget on the last batch."""
+        gates = [gate for _, gate in token_gates(model.graph_module)]
+        wanted = self._answer.outputs if self._answer is not None else {}
+        known = {name: value for name, value in wanted.items() if name in outputs and value.is_floating_point()}
+        return token_loss(gates, output_divergence(known, outputs, self._mask) if known else None)
+
+    def schedule(
+        self,
+        model: GatedModel,
+        total_steps: int,
+        optimizer: torch.optim.Optimizer | None,  # noqa: ARG002
+    ) -> TokenSchedule:
+        """Temperature and the budget's multiplier."""
+        return TokenSchedule(model, total_steps)
+
+    def is_trained(self, graph_module: fx.GraphModule) -> bool:
+        """Whether the gates saw any step; scores of the path need none."""
+        gates = token_gates(graph_module)
+        return self.config.scores == "path" or any(int(gate.updates) > 0 for _, gate in gates)
+
+    def fit(self, model: GatedModel, data: Batches, *, steps: int, show: bool | None) -> FitQuality:
+        """Fit the predictors to the scores of the full forward; the adapters stay as they are."""
+        return fit_gates(model, self.config, data, steps=steps, show=show)
+
+    def harden(self, chain: Chain, data: Batches | None, options: DeployOptions) -> tuple[Chain, TokenDecision]:
+        """Gates → hard choices; none where the budget keeps everything."""
+        if self.budget == ALL:
+            return keep_every_token(chain, fold=bool(options.fold))
+        return choose_tokens(chain, self.config, self.budget, data, options)
+
+    def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:  # noqa: ARG002
+        """The masked graph: what follows a cut still runs on all tokens."""
+        _own(decision)
+        return chain
+
+    def describe(
+        self,
+        sites: Mapping[str, DeployedSite],
+        decision: Decision,
+        graph_module: fx.GraphModule,  # noqa: ARG002
+    ) -> Mapping[str, DeployedSite]:
+        """Sites as they are: tokens are dropped between layers."""
+        _own(decision)
+        return sites
+
+
+def _own(decision: Decision) -> TokenDecision:
+    if not isinstance(decision, TokenDecision):
+        raise PassError(f"A {type(decision).__name__} is no decision about tokens.")
+    return decision

@@ -1,0 +1,114 @@
+"""MaskLoRA, deployed: trained gates → hard, calibrated choices of tokens → the rest of the graph on kept tokens.
+
+harden    (scores of the full forward on calibration data) → FoldAdapters → HardenTokenGates → calibrate cut after cut
+compact   CompactTokens
+
+Adapters fold into their layers before the choices are calibrated, so that the masked graph and the compacted one rank
+tokens by the very same numbers. They stay where a gate reads them: scores of the path, other methods' gates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, fx
+
+from ...models.configs.masklora import MaskLoRA
+from ...models.hard_token_gate import HardTokenGate
+from ...models.token_gate import TokenGate
+from ...models.token_scores import aggregated, normalized
+from ...progress import track
+from ..chain import Chain
+from ..decision import Decision, RuntimeBudget
+from ..graph.signature import signature_of
+from ..harden.settle_tokens import SettleTokenGates
+from ..harden.token_calibration import CutCalibration, calibrate_cuts, hard_gates
+from ..harden.token_gate import SHARE, HardenTokenGates
+from ..simplify.fold_adapters import FoldAdapters
+from .masklora_full import FullForward, clip_from
+from .method import DeployOptions
+
+UNIT = "share of tokens kept"
+ALL = 1.0
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class TokenDecision(Decision):
+    """What hardening decided about tokens.
+
+    Attributes:
+        cuts: what each keeps on the calibration data; empty without data.
+        masked: whether tokens are dropped at all.
+    """
+
+    cuts: tuple[CutCalibration, ...] = ()
+    masked: bool = True
+
+
+def keep_every_token(chain: Chain, *, fold: bool) -> tuple[Chain, TokenDecision]:
+    """A budget that keeps everything: no gate is left, and the graph is the plain adapters' bit for bit."""
+    settled = chain.then(SettleTokenGates())
+    note = "the budget keeps every token, so nothing is cut"
+    decision = TokenDecision(ALL, ALL, notes=(note,), masked=False)
+    return (settled.then(FoldAdapters()) if fold else settled), decision
+
+
+def choose_tokens(
+    chain: Chain, config: MaskLoRA, budget: float, data: Batches | None, options: DeployOptions
+) -> tuple[Chain, TokenDecision]:
+    """Gates → choices by predicted scores or those of the path, fitted and calibrated on the data."""
+    scores = full_scores(chain.graph, data, config, show=options.show) if data else []
+    if options.fold is not False and config.scores == "predicted":
+        chain = chain.then(FoldAdapters())
+
+    def harden(gate: TokenGate) -> HardTokenGate:
+        return HardTokenGate(gate, config=config)
+
+    masked = chain.then(HardenTokenGates(budget, harden))
+    runtime = RuntimeBudget(SHARE, ((max(config.floor, 0.01), max(config.floor, 0.01)), (ALL, ALL)), UNIT)
+    if data is None:
+        note = "the predictors are those of training, not fitted again (no data=); every cut keeps its share by top-k"
+        return masked, TokenDecision(budget, ALL, runtime=runtime, notes=(note,))
+    cuts = calibrate_cuts(masked.graph, data, scores, select=config.select, show=options.show)
+    cold = config.select == "threshold" and any(not cut.table for cut in cuts)
+    notes = tuple(_achieved(cut) for cut in cuts)
+    notes += ("too few tokens for a threshold: cuts choose by top-k",) if cold else ()
+    return masked, TokenDecision(budget, ALL, runtime=runtime, notes=notes, facts=_facts(config, cuts), cuts=cuts)
+
+
+def full_scores(
+    graph_module: fx.GraphModule, data: Batches, config: MaskLoRA, *, show: bool | None = None
+) -> list[Tensor]:
+    """ŝ of all layers, batch by batch (B,T), clipped at the data's own P99.5."""
+    full, signature = FullForward(graph_module), signature_of(graph_module)
+    answers = [full(signature.arrange(batch)) for batch in track(data, "scoring tokens", show=show)]
+    cap = clip_from(answers)
+    return [aggregated(normalized(answer.shifts, answer.real, cap), config.aggregate) for answer in answers]
+
+
+def keep_predictors(gates: Sequence[TokenGate], hardened: fx.GraphModule) -> None:
+    """Write fitted predictors back into the trained gates."""
+    for gate, hard in zip(gates, hard_gates(hardened), strict=True):
+        if hard.predictor is not None:
+            gate.predictor.load_state_dict(hard.predictor.state_dict())
+
+
+def _achieved(cut: CutCalibration) -> str:
+    return (
+        f"after layer {cut.layer} {cut.share:.1%} ± {cut.deviation:.1%} of an example's tokens stay on the "
+        "calibration data"
+    )
+
+
+def _facts(config: MaskLoRA, cuts: Sequence[CutCalibration]) -> dict[str, object]:
+    return {
+        "select": config.select,
+        "scores": config.scores,
+        "cuts": [
+            {"layer": c.layer, "share": c.share, "deviation": c.deviation, "predictor_error": c.predictor_error}
+            for c in cuts
+        ],
+    }
