@@ -148,7 +148,9 @@ def shift_node(graph_module: fx.GraphModule, layer: ScoredLayer, *, origin: str)
     arguments: list[fx.Node] = []
     scales, counts = [], []
     for site in layer.sites:
-        factors = [factor for product in site.factors if isinstance(factor := product.args[1], fx.Node)]
+        # A threshold skips small updates only: the score is that of the update it looks at.
+        products = [product for product in site.factors if product.target is aten.mul.Tensor]
+        factors = [factor for product in products if isinstance(factor := product.args[1], fx.Node)]
         if isinstance(site.scale, fx.Node):
             factors.append(site.scale)
         arguments += [_rank_values(site), site.lora_b, *factors]
