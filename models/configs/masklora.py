@@ -60,7 +60,7 @@ class MaskLoRA(AdapterConfig):
     concentration: float = 0.3
     penalty: float = 5.0
     penalty_rate: float = 0.05
-    sharpness: float = 8.0
+    sharpness: float = 20.0
     momentum: float = 0.9
     temperature: float = 2.0
     temperature_min: float = 0.1
