@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow lint types clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -35,6 +35,10 @@ test: $(VENV)/.fresh
 
 slow: $(VENV)/.fresh
 	$(BIN)/python -m pytest -W error -m "slow and not gpu"
+
+# The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on random shapes.
+sanitize: $(VENV)/.fresh
+	$(BIN)/python -m pytest -W error -m slow tests/runtime/native/test_sanitizers.py
 
 lint: $(VENV)/.fresh
 	$(BIN)/ruff check .

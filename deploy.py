@@ -22,6 +22,7 @@ from .passes.gated import GatedModel
 from .passes.methods.budgets import budgets_by_method, with_one_adapter
 from .passes.methods.method import DeployOptions, Method
 from .preparing import build_gated, check_model
+from .runtime.native.torch_kernels import use_torch_kernels
 from .saving import load_gates
 
 _NO_TOKENS = 1
@@ -48,6 +49,8 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
 ) -> DeployedModel:
     """Compile a model's adapters and gates for serving. The model given is not changed.
 
+    Where the native kernels are built (`gatefx build-native`), gatefx's torch operators run by them from now on.
+
     Args:
         model: what `prepare` returned, trained; or a PEFT model with LoRA, whose gates are then fitted on `data`.
         method: a name, a config, or a list of several; None takes the gated model's own.
@@ -71,6 +74,7 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
     _check_choices(engine, forms)
     _check_counts(workload, distill_steps)
     batches = _checked_batches(data)
+    use_torch_kernels()
     gated = _gated(model, method, budget, batches, gates)
     options = DeployOptions(
         workload=_workload(workload, batches), engine=engine, fold=fold, freeze_static=freeze_static, forms=forms,

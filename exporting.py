@@ -103,16 +103,19 @@ def _check_request(model: object, backend: str, tokenizer: Any) -> None:
         )
 
 
-def load(folder: str | Path, *, provider: str = "cpu", threads: int | None = None) -> OnnxSession:
+def load(
+    folder: str | Path, *, provider: str = "cpu", threads: int | None = None, native: bool | None = None
+) -> OnnxSession:
     """Open an artifact folder: every hash is checked, and the session says which provider it really got.
 
     Args:
         folder: what `export` wrote; provider: "cpu", "cuda", "tensorrt" or ONNX Runtime's own name.
         threads: of ONNX Runtime's pool; None leaves it to ONNX Runtime.
+        native: run gatefx's operators by the native kernels; None: where they are built; True: or fail; False: never.
 
     Raises:
         ArtifactError: a missing, truncated or edited folder, or one that holds gates instead of a model.
-        ProviderError: the provider is not what the session would run on.
+        ProviderError: the provider is not what the session would run on, or has no native kernels that were asked for.
     """
     artifact = Artifact.open(folder)
     if artifact.manifest.get("kind") != _KIND:
@@ -122,7 +125,7 @@ def load(folder: str | Path, *, provider: str = "cpu", threads: int | None = Non
             expected="a folder that gatefx.export wrote",
             remedy="open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
         )
-    return OnnxSession.open(artifact, provider=provider, threads=threads)
+    return OnnxSession.open(artifact, provider=provider, threads=threads, native=native)
 
 
 def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
@@ -20,6 +21,9 @@ TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
 
 #: What third-party packages warn about among themselves; marked here so that it also holds under `-W error`.
 _THIRD_PARTY = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
+
+# Tests mean the code of this checkout, not libraries that somebody built; those of the kernels build their own.
+os.environ["GATEFX_NATIVE"] = "0"
 
 CaptureFamily = Callable[[str], tuple[nn.Module, Captured]]
 

@@ -197,6 +197,33 @@ def demo(
         run_demo(FAST if fast else FULL, out, DEFAULT_DEMO, seed=seed, overwrite=overwrite)
 
 
+@app.command()
+def doctor(as_json: Json = False, debug: Debug = False) -> None:
+    """Say which engines and kernels are active on this machine, and for each that is not, why."""
+    with reported(debug):
+        from .console import output
+        from .doctor import examine, show_findings
+
+        findings = examine()
+        if as_json:
+            typer.echo(json.dumps([finding.to_json() for finding in findings], indent=2))
+        else:
+            show_findings(findings, output())
+
+
+@app.command("build-native")
+def build_native(debug: Debug = False) -> None:
+    """Compile the native CPU kernels for ONNX Runtime and torch; needs cmake and a C++ compiler."""
+    with reported(debug):
+        from ..runtime.native.build import build_native
+        from .console import output
+        from .doctor import examine, show_findings
+
+        for file in build_native():
+            output().print(f"written: {file}", markup=False, soft_wrap=True)
+        show_findings(examine(), output())
+
+
 def _print_result(deployed: DeployedModel, request: CompileRequest, *, as_json: bool) -> None:
     from .compiling import result_of
     from .console import output

@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import ArtifactError, BudgetError, InputError, ProviderError, missing_package
 from ..artifact import Artifact
+from ..native.library import NativeStatus, native_status
 from .budget import BudgetTable, by_method
 from .inputs import feed
 from .protocol import TensorSpec
@@ -43,10 +44,11 @@ _ERRORS_ONLY = 3
 class OnnxSession:
     """An artifact folder opened in ONNX Runtime; see `protocol.Session`. Make one with `OnnxSession.open`."""
 
-    def __init__(self, session: Any, artifact: Artifact, provider: str) -> None:
+    def __init__(self, session: Any, artifact: Artifact, provider: str, native: NativeStatus) -> None:
         self._session = session
         self._artifact = artifact
         self._provider = provider
+        self._native = native
         self._inputs = tuple(_spec(node) for node in session.get_inputs())
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
@@ -67,6 +69,7 @@ class OnnxSession:
         *,
         provider: Literal["cpu", "cuda", "tensorrt"] | str = "cpu",
         threads: int | None = None,
+        native: bool | None = None,
     ) -> OnnxSession:
         """A session on `artifact`.
 
@@ -74,10 +77,13 @@ class OnnxSession:
             artifact: an opened artifact, or its folder, which is then verified.
             provider: "cpu", "cuda", "tensorrt", or ONNX Runtime's full name.
             threads: within one operator; None leaves the choice to ONNX Runtime.
+            native: run our operators by the native kernels. None: on the CPU, where they are built (`session.native`
+                says what became of it); True: or fail; False: never.
 
         Raises:
             MissingDependencyError: onnxruntime is not installed.
-            ProviderError: the provider is not there, or does not take the model.
+            ProviderError: the provider is not there, or does not take the model; native kernels that were asked for
+                and cannot be had.
             ArtifactError: the folder does not verify, or ONNX Runtime refuses the model.
             InputError: a number of threads below one.
         """
@@ -91,17 +97,23 @@ class OnnxSession:
             options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         wanted = PROVIDERS.get(provider, provider)
         _check_available(runtime, wanted)
+        used = _register_native(options, wanted, native)
         opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         session = _started(runtime, opened, options, wanted)
         obtained = session.get_providers()[0]
         if obtained != wanted:
             raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
-        return cls(session, opened, obtained)
+        return cls(session, opened, obtained, used)
 
     @property
     def provider(self) -> str:
         """The first provider of the running session, as ONNX Runtime names it."""
         return self._provider
+
+    @property
+    def native(self) -> NativeStatus:
+        """Whether gatefx's operators run by native kernels here, and if not, why."""
+        return self._native
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -215,6 +227,30 @@ def _not_obtained(wanted: str, found: str) -> ProviderError:
         if gpu
         else f"Ask for one of {', '.join(PROVIDERS)}, or a provider that this build has.",
     )
+
+
+def _register_native(options: Any, wanted: str, native: bool | None) -> NativeStatus:
+    """Give the session the native kernels, if they are wanted and there."""
+    status = _native_for(wanted) if native in (None, True) else NativeStatus(False, "native=False")
+    if status.active:
+        try:
+            options.register_custom_ops_library(str(status.library))
+        except Exception as error:  # noqa: BLE001  # ONNX Runtime's errors have no common base but Exception
+            status = NativeStatus(False, f"ONNX Runtime does not take {status.library}: {error}", status.library)
+    if native is True and not status.active:
+        raise ProviderError(
+            "The native kernels that were asked for cannot be used.",
+            given=status.reason,
+            expected="the library for ONNX Runtime, and provider='cpu'",
+            remedy="Run `gatefx build-native`, or pass native=None to run the operators by their ONNX bodies.",
+        )
+    return status
+
+
+def _native_for(wanted: str) -> NativeStatus:
+    if wanted != PROVIDERS["cpu"]:
+        return NativeStatus(False, f"they run on the CPU, and the provider is {wanted}")
+    return native_status("onnxruntime")
 
 
 def _started(runtime: Any, artifact: Artifact, options: Any, wanted: str) -> Any:

@@ -23,6 +23,8 @@ OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset"},
     ("optimize",): COMPILING,
     ("inspect",): {"--debug", "--json"},
+    ("doctor",): {"--debug", "--json"},
+    ("build-native",): {"--debug"},
     ("demo",): {"--debug", "--fast", "--out", "--overwrite", "--seed"},
 }
 
@@ -33,7 +35,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_commands_and_flags_are_the_promised_ones() -> None:
     root = typer.main.get_command(app)
-    assert set(root.commands) == {"demo", "export", "inspect", "optimize"}
+    assert set(root.commands) == {"build-native", "demo", "doctor", "export", "inspect", "optimize"}
     assert set(root.commands["export"].commands) == {"onnx"}
     for path, options in OPTIONS.items():
         command = root

@@ -1,0 +1,8 @@
+// AVX-512 (F, VL, DQ, BW): thirty-two registers of 64 bytes, twenty-four of them sums.
+#define GATEFX_ISA avx512
+#define GATEFX_VECTOR_BYTES 64
+#define GATEFX_DOWN_TOKENS 4
+#define GATEFX_DOWN_RANKS 6
+#define GATEFX_UP_TOKENS 6
+#define GATEFX_UP_COLUMNS 4
+#include "instantiate.h"

@@ -1,0 +1,37 @@
+// The kernels of one instruction set. A translation unit defines, then includes this file once:
+//   GATEFX_ISA            name of the set, which is also its namespace
+//   GATEFX_VECTOR_BYTES   width of its vectors
+//   GATEFX_DOWN_TOKENS, GATEFX_DOWN_RANKS, GATEFX_UP_TOKENS, GATEFX_UP_COLUMNS   register tiles
+#include <cstddef>
+#include <cstdint>
+
+#include "table.h"
+
+#define GATEFX_INLINE static inline __attribute__((always_inline))
+#define GATEFX_INLINE_LAMBDA __attribute__((always_inline))
+#if defined(__clang__)
+#define GATEFX_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define GATEFX_UNROLL _Pragma("GCC unroll 16")
+#endif
+#define GATEFX_TEXT_(name) #name
+#define GATEFX_TEXT(name) GATEFX_TEXT_(name)
+
+namespace gatefx {
+namespace GATEFX_ISA {
+
+#include "vector.h"
+#include "products.h"
+#include "updates.h"
+
+template <class Store>
+constexpr Kernels<Store> kernels() {
+  return {add_update<Store>, add_large_updates<Store>};
+}
+
+extern const Table table;
+const Table table = {GATEFX_TEXT(GATEFX_ISA), kernels<float>(), kernels<double>(), kernels<Bfloat16>(),
+                     kernels<Float16>()};
+
+}  // namespace GATEFX_ISA
+}  // namespace gatefx

@@ -1,0 +1,95 @@
+"""Opens a native library and asks it what it is; every no has its reason."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from pathlib import Path
+
+from .places import FILES, SWITCH, Runtime, library_folder, switched_off
+
+ABI_VERSION = 1
+"""Of the entry points that Python calls, as `CMakeLists.txt` states it for the C++ side."""
+
+BUILD = "gatefx build-native"
+
+
+@dataclass(frozen=True)
+class NativeStatus:
+    """Whether native kernels run, and why not.
+
+    Attributes:
+        active: whether they do.
+        reason: why not, with what would change it; empty where they do.
+        library: the file, where there is one.
+        isa: instruction set in use; isas: those this machine could use, widest first.
+    """
+
+    active: bool
+    reason: str = ""
+    library: Path | None = None
+    isa: str = ""
+    isas: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"native kernels ({self.isa})" if self.active else f"no native kernels: {self.reason}"
+
+
+def native_status(runtime: Runtime) -> NativeStatus:
+    """What the library for `runtime` is, without handing it to the runtime.
+
+    The library for torch is linked against torch, which must have been imported.
+    """
+    if switched_off():
+        return NativeStatus(False, f"{SWITCH}=0 in the environment")
+    path = library_folder() / FILES[runtime]
+    if not path.is_file():
+        return NativeStatus(False, f"{path} is not there; run `{BUILD}`")
+    try:
+        library = NativeLibrary(path)
+    except OSError as error:
+        return NativeStatus(False, f"it does not load: {error}", path)
+    if library.abi_version != ABI_VERSION:
+        found = f"its interface has version {library.abi_version}, this gatefx needs {ABI_VERSION}; run `{BUILD}`"
+        return NativeStatus(False, found, path)
+    return NativeStatus(True, "", path, library.isa, library.isas)
+
+
+class NativeLibrary:
+    """A loaded library.
+
+    Raises:
+        OSError: the file is no library, or needs one that is not there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._library = ctypes.CDLL(str(path))
+        self._library.gatefx_isa.restype = ctypes.c_char_p
+        self._library.gatefx_isas.restype = ctypes.POINTER(ctypes.c_char_p)
+        self._library.gatefx_use_isa.argtypes = [ctypes.c_char_p]
+
+    @property
+    def abi_version(self) -> int:
+        """Version of the entry points."""
+        return int(self._library.gatefx_abi_version())
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use."""
+        return bytes(self._library.gatefx_isa()).decode()
+
+    @property
+    def isas(self) -> tuple[str, ...]:
+        """The instruction sets that this machine and build have, widest first."""
+        names, found = self._library.gatefx_isas(), []
+        while names[len(found)]:
+            found.append(names[len(found)].decode())
+        return tuple(found)
+
+    def use_isa(self, name: str) -> bool:
+        """Use another instruction set in this process; False where it is not there."""
+        return bool(self._library.gatefx_use_isa(name.encode()))
+
+    def serve_torch(self) -> None:
+        """Make the library for torch the CPU kernels of the operators `gatefx::*`, for the life of the process."""
+        self._library.gatefx_serve_torch()
