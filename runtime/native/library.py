@@ -81,7 +81,8 @@ class NativeLibrary:
     @property
     def isas(self) -> tuple[str, ...]:
         """The instruction sets that this machine and build have, widest first."""
-        names, found = self._library.gatefx_isas(), []
+        found: list[str] = []
+        names = self._library.gatefx_isas()
         while names[len(found)]:
             found.append(names[len(found)].decode())
         return tuple(found)

@@ -20,6 +20,6 @@ def use_torch_kernels() -> NativeStatus:
 
     status = native_status("torch")
     if status.active and status.library is not None:
-        torch.ops.load_library(str(status.library))
+        torch.ops.load_library(str(status.library))  # type: ignore[no-untyped-call]
         NativeLibrary(status.library).serve_torch()
     return status
