@@ -15,7 +15,7 @@ from ..errors import InputError
 LABEL_NAMES = ("labels", "start_positions", "end_positions")
 
 # transformers' names of losses, by how they are called.
-_CLASSIFICATION = ("ForSequenceClassification", "ForImageClassification", "ForVideoClassification")
+_CLASSIFICATION = tuple(f"For{kind}Classification" for kind in ("Sequence", "Image", "Video", "Audio"))
 _TOKENS, _SPANS = "ForTokenClassification", "ForQuestionAnswering"
 _LANGUAGE = ("ForCausalLM", "ForMaskedLM", "ForConditionalGeneration")
 _SPAN_LABELS = ("start_positions", "end_positions")

@@ -60,7 +60,8 @@ class AttachLora(Pass):
             if linear.weight not in halves and not named_as_adapter(linear.weight)
         )
         sizes = {path: (rank, alpha) for path, rank, alpha in self.overrides}
-        fired, declined = [], []
+        chosen: list[tuple[Linear, float]] = []
+        declined: list[Declined] = []
         for linear in select_targets(linears, self.targets, exclude=self.exclude, layers=self.layers):
             rank, alpha = sizes.get(linear.path, (self.rank, self.alpha))
             reason = "it has an adapter already" if linear.path in taken else _obstacle(linear, rank)
@@ -69,10 +70,13 @@ class AttachLora(Pass):
             if reason is not None:
                 declined.append(Declined(linear.path, reason))
                 continue
-            self._attach(graph_module, linear, rank, alpha)
+            _own_factors(graph_module, linear, rank)
             taken.add(linear.path)
-            fired.append(linear.path)
-        return Outcome(tuple(fired), tuple(declined))
+            chosen.append((linear, alpha / rank))
+        # Last first: where one layer feeds another directly, the other's branch must read what the first then answers.
+        for linear, scale in reversed(chosen):
+            self._attach(graph_module, linear, scale)
+        return Outcome(tuple(linear.path for linear, _ in chosen), tuple(declined))
 
     def ensures(self, graph_module: fx.GraphModule) -> None:
         """The attached branches are sites that the finder recognises."""
@@ -80,14 +84,8 @@ class AttachLora(Pass):
         if not sites:
             raise PassError("AttachLora attached branches that are not recognised as adapter sites.")
 
-    def _attach(self, graph_module: fx.GraphModule, linear: Linear, rank: int, alpha: float) -> None:
-        weight = get_tensor(graph_module, str(linear.weight.target))
-        down = nn.Parameter(torch.empty(rank, linear.d_in, dtype=weight.dtype, device=weight.device))
-        nn.init.kaiming_uniform_(down, a=math.sqrt(5))
-        up = nn.Parameter(torch.zeros(linear.d_out, rank, dtype=weight.dtype, device=weight.device))
-        name_a, name_b = (f"{linear.path}.lora_{half}.default.weight" for half in "AB")
-        own_tensor(graph_module, name_a, down)
-        own_tensor(graph_module, name_b, up)
+    def _attach(self, graph_module: fx.GraphModule, linear: Linear, scale: float) -> None:
+        name_a, name_b = _factor_names(linear)
         graph, like = graph_module.graph, linear.output
         with graph.inserting_after(linear.output):
             cursor = graph.call_function(aten.alias.default, (linear.output,))
@@ -97,7 +95,7 @@ class AttachLora(Pass):
             projected = emit(graph, aten.linear.default, (state, matrix_a), origin=self.name, like=like)
             matrix_b = emit_attribute(graph_module, name_b, origin=self.name, like=like)
             update = emit(graph, aten.linear.default, (projected, matrix_b), origin=self.name, like=like)
-            scaled = emit(graph, aten.mul.Tensor, (update, alpha / rank), origin=self.name, like=like)
+            scaled = emit(graph, aten.mul.Tensor, (update, scale), origin=self.name, like=like)
             total = emit(graph, aten.add.Tensor, (linear.output, scaled), origin=self.name, like=like)
         linear.output.replace_all_uses_with(total, delete_user_cb=lambda user: user not in (total, cursor))
         graph.erase_node(cursor)
@@ -110,6 +108,20 @@ class AttachLora(Pass):
         shape, dtype = shape_of(linear.x), tensor_value(linear.x).dtype
         graph = graph_module.graph
         return emit_module(graph, name, (linear.x,), shape=shape, dtype=dtype, origin=self.name, like=linear.output)
+
+
+def _own_factors(graph_module: fx.GraphModule, linear: Linear, rank: int) -> None:
+    """Give the graph A (r, d_in), random, and B (d_out, r), zero."""
+    weight = get_tensor(graph_module, str(linear.weight.target))
+    down = nn.Parameter(torch.empty(rank, linear.d_in, dtype=weight.dtype, device=weight.device))
+    nn.init.kaiming_uniform_(down, a=math.sqrt(5))
+    up = nn.Parameter(torch.zeros(linear.d_out, rank, dtype=weight.dtype, device=weight.device))
+    for name, matrix in zip(_factor_names(linear), (down, up), strict=True):
+        own_tensor(graph_module, name, matrix)
+
+
+def _factor_names(linear: Linear) -> tuple[str, str]:
+    return f"{linear.path}.lora_A.default.weight", f"{linear.path}.lora_B.default.weight"
 
 
 def _obstacle(linear: Linear, rank: int) -> str | None:

@@ -140,6 +140,36 @@ def test_a_shared_layer_gets_one_branch_per_call_with_one_pair_of_factors_or_non
     assert [d.where for d in result.reports[0].declined] == ["proj"]
 
 
+def test_a_layer_that_another_feeds_directly_reads_what_the_other_then_answers(
+    capture_plain: Any, checked: Any, inputs: Any
+) -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(12, 10), nn.Linear(10, 8)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return self.second(self.first(x)) * attention_mask.unsqueeze(-1)
+
+    graph = checked(AttachLora(4, 8.0, 0.0, "all-linear"), capture_plain(Chain())).graph_module
+    sites, misses = find_sites(graph)
+    assert [site.name for site in sites] == ["first", "second"]
+    assert not misses
+
+    for name, parameter in graph.named_parameters():
+        if ".lora_B." in name:
+            nn.init.normal_(parameter)
+    values = dict(graph.named_parameters())
+
+    def layer(name: str, x: Tensor) -> Tensor:
+        a, b = (values[f"{name}.lora_{half}.default.weight"] for half in "AB")
+        return x @ values[f"{name}.weight"].T + values[f"{name}.bias"] + 2.0 * (x @ a.T @ b.T)
+
+    given = inputs()
+    wanted = layer("second", layer("first", given["x"])) * given["attention_mask"].unsqueeze(-1)
+    torch.testing.assert_close(graph(*given.values())["logits"], wanted, rtol=0, atol=1e-4)
+
+
 def test_targets_that_match_nothing_are_an_error(capture_plain: Any) -> None:
     with pytest.raises(SiteError, match="nonsense"):
         AttachLora(4, 8.0, 0.0, ("nonsense",))(capture_plain())
