@@ -124,6 +124,11 @@ def tiny_inputs(
     if family == "wav2vec2":
         mask = torch.arange(_SAMPLES * tokens) < _SAMPLES * lengths[:, None]
         return {"input_values": torch.randn(mask.shape, generator=random) * mask, "attention_mask": mask.long()}
+    return _texts(family, lengths, random)
+
+
+def _texts(family: str, lengths: Tensor, random: torch.Generator) -> dict[str, Tensor]:
+    sizes, batch, tokens = _ALL[family], len(lengths), int(lengths.max())
     mask = torch.arange(tokens) < lengths[:, None]
     words = torch.randint(FIRST_WORD, VOCABULARY, (batch, tokens), generator=random)
     if family == "fnet":

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from ..models.tiny import SEQUENCE_TO_SEQUENCE, tiny, tiny_inputs
 from ..models.tiny_configs import FIRST_WORD
 from ..passes.deployed import DeployedModel
 from ..passes.gated import GatedModel
+from ..passes.program import Answer
 from ..preparing import prepare
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def _perturb(gated: GatedModel) -> None:
 
 
 @torch.no_grad()
-def _gap(wanted: Callable[..., Any], answered: Callable[..., Any], inputs: Batch) -> float:
+def _gap(wanted: Callable[..., Answer], answered: Callable[..., Answer], inputs: Batch) -> float:
     """Largest difference of two models' logits, as a share of their largest magnitude; infinite where one is NaN."""
     expected, given = wanted(**inputs).logits, answered(**inputs).logits
     gap = float((expected - given).abs().max() / expected.abs().max().clamp_min(1))

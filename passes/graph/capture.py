@@ -228,7 +228,10 @@ def _unlifted(exported: ExportedProgram, names: tuple[str, ...]) -> fx.GraphModu
         raise CaptureError("The exported program does not say what it returns.")
     output_names = tuple(output_spec.context)
     bounds = {
-        str(symbol): (int(extent.lower), int(extent.upper) if extent.upper.is_Integer else None)
+        str(symbol): (
+            int(extent.lower) if extent.lower.is_Integer else 0,
+            int(extent.upper) if extent.upper.is_Integer else None,
+        )
         for symbol, extent in exported.range_constraints.items()
     }
     graph_module = normalize(source, names, output_names)

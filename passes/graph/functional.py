@@ -95,7 +95,9 @@ def out_of_place(node: fx.Node) -> torch._ops.OpOverload | None:
     pure = getattr(aten, packet.removesuffix("_"), None) if packet.endswith("_") else None
     if pure is None or target._overloadname not in pure.overloads():
         raise _refusal(f"calls {target}, which has no form that writes nothing", node)
-    if not isinstance(written, fx.Node) or _is_seen_elsewhere(written, node):
+    # detach_ writes no values, so that nobody who sees the tensor reads another.
+    unseen = target is aten.detach_.default or (isinstance(written, fx.Node) and not _is_seen_elsewhere(written, node))
+    if not unseen:
         raise _refusal(f"calls {target} on a tensor that is read elsewhere too", node)
     overload: torch._ops.OpOverload = getattr(pure, target._overloadname)
     return overload
