@@ -237,6 +237,22 @@ def rule_of(node: fx.Node) -> Rule | None:
     return _RULES.get(name) if node.op == "call_function" else None
 
 
+def is_pointwise(node: fx.Node) -> bool:
+    """Whether each number of the result comes from the operands' numbers at the same place, after broadcasting."""
+    return rule_of(node) is _broadcast
+
+
+def is_view(node: fx.Node) -> bool:
+    """Whether the result reads the operand's numbers in their order, under other axes."""
+    return rule_of(node) is _viewed
+
+
+def rearranges(node: fx.Node) -> bool:
+    """Whether the result holds the first operand's numbers and no others."""
+    name = str(node.target).removeprefix("aten.").removesuffix(".default")
+    return rule_of(node) is not None and (name in _COPIES.split() or _RULES[name] in _LAYOUTS)
+
+
 def keeps_zeros(node: fx.Node, source: fx.Node) -> bool:
     """Whether the result is zero wherever `source`, an operand, is."""
     name = str(node.target).removeprefix("aten.").removesuffix(".default")
