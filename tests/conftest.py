@@ -9,10 +9,16 @@ from types import MappingProxyType
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, fx, nn
 
+from gatefx.models.configs.masklora import MaskLoRA
+from gatefx.models.hard_token_gate import HardTokenGate
 from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.models.token_gate import SharePoint, TokenGate
+from gatefx.passes.gate.token_gate import InsertTokenGates
 from gatefx.passes.graph.capture import Captured, capture
+from gatefx.passes.harden.freeze import FreezeRegularization
+from gatefx.passes.harden.token_gate import HardenTokenGates
 
 #: Largest absolute difference that reordered arithmetic may make on values of order one.
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
@@ -46,6 +52,31 @@ def captured_family() -> CaptureFamily:
     def make(family: str) -> tuple[nn.Module, Captured]:
         model = tiny(family)
         return model, capture(model, tiny_inputs(model, batch=3, tokens=9))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def masked_tokens() -> Callable[[nn.Module, Mapping[str, Tensor], Mapping[int, float]], fx.GraphModule]:
+    """(model, inputs, {cut: share}) → its graph with hard token gates whose scores are random, masked.
+
+    Shares are those at a budget of one half, which `token_share` holds.
+    """
+
+    def make(model: nn.Module, inputs: Mapping[str, Tensor], shares: Mapping[int, float]) -> fx.GraphModule:
+        def gate(config: MaskLoRA, *, layer: int, width: int, kept: tuple[int, ...]) -> TokenGate:
+            share = SharePoint(shares[layer], shares[layer], 0.5)
+            made = TokenGate(config, layer=layer, width=width, kept=kept, share=share, layers=1)
+            nn.init.normal_(made.predictor.score.weight)
+            return made
+
+        options = MaskLoRA(floor=0.0)
+        insert = InsertTokenGates(options, tuple(shares), gate)  # type: ignore[arg-type]  # its own options
+        result = insert(capture(model, inputs).graph_module.eval())
+        assert not result.reports[0].declined
+        frozen = FreezeRegularization()(result.graph_module).graph_module
+        harden = HardenTokenGates(0.5, lambda gate: HardTokenGate(gate, config=options))
+        return harden(frozen).graph_module.eval()
 
     return make
 

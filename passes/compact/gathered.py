@@ -46,7 +46,8 @@ class Gathered:
 
     def _sunk(self, source: fx.Node, want: Want) -> fx.Node:
         if source.target is _GATHER and source.args[1] is self.selection.indices:
-            return self.read(source.all_input_nodes[0], _along(want, {*want.axes, source.args[2]}))
+            axis = int(source.args[2])  # type: ignore[arg-type]  # schema: int
+            return self.read(source.all_input_nodes[0], _along(want, want.axes | {axis}))
         if source.target is aten.expand.default:
             return self._expand(source, want)
         if self._is_outer(source, want) or self._is_read_so_by_all(source, want):
@@ -75,7 +76,7 @@ class Gathered:
     def _expand(self, source: fx.Node, want: Want) -> fx.Node:
         operand, given = source.all_input_nodes[0], source.args[1]
         value = self._operand(operand, want)
-        sizes = [self.count if axis in want.axes else size for axis, size in enumerate(given)]
+        sizes = [self.count if axis in want.axes else size for axis, size in enumerate(given)]  # type: ignore[arg-type]  # schema: SymInt[]
         if value is not operand:
             sizes[0] = -1  # it has a row for each that the user has
         with self.graph.inserting_after(max(source, value, self.count)):
@@ -110,8 +111,8 @@ def _combines(source: fx.Node) -> bool:
     return (is_pointwise(source) or source.target in _OUTER) and not source.kwargs
 
 
-def _along(want: Want, axes: set[int] | frozenset[int]) -> Want:
-    return Want(frozenset(axes), want.rank, want.copies)
+def _along(want: Want, axes: frozenset[int]) -> Want:
+    return Want(axes, want.rank, want.copies)
 
 
 def _has(operand: fx.Node, want: Want) -> frozenset[int]:

@@ -21,7 +21,9 @@ def scatter_back(graph: fx.Graph, selection: Selection, kept: KeptTokens, origin
         return
     with graph.inserting_before(output):
         whole = {
-            name: _whole(graph, selection, value, sorted(kept.axes[value]), fill_of(name, tensor_value(value).dtype), origin)
+            name: _whole(
+                graph, selection, value, sorted(kept.axes[value]), fill_of(name, tensor_value(value).dtype), origin
+            )
             if value in kept.axes
             else value
             for name, value in answers.items()
@@ -29,9 +31,7 @@ def scatter_back(graph: fx.Graph, selection: Selection, kept: KeptTokens, origin
     output.args = (whole,)
 
 
-def _whole(
-    graph: fx.Graph, selection: Selection, value: fx.Node, axes: list[int], fill: float, origin: str
-) -> fx.Node:
+def _whole(graph: fx.Graph, selection: Selection, value: fx.Node, axes: list[int], fill: float, origin: str) -> fx.Node:
     for axis in axes:
         moved = emit(graph, aten.transpose.int, (value, 1, axis), origin=origin, like=value) if axis > 1 else value
         arguments = (moved, selection.indices, selection.valid, selection.length, fill)

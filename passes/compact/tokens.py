@@ -1,18 +1,18 @@
 """Compact: what follows a cut runs on the kept tokens, and answers token by token come back at their places.
 
-    gate  = scatter_tokens(to(valid), indices, valid, T, 0)  ─▶ … G         to(valid) (B, K) ─▶ … G
-    h     (B, T, d) ─▶ mul(h, unsqueeze(G, -1))                             gather_tokens(h, indices, 1) ─▶ mul
-    mask  (B, 1, T, T) ─▶ where(mask, bias, min)                        →   gather_tokens(…, 2), gather_tokens(…, 3) ─▶ where
-    view(x, [B, T, h, e])                                                   view(x, [B, K, h, e])
-    output {"logits": y (B, T, C)}                                          scatter_tokens(y, indices, valid, T, fill)
+    gate = scatter_tokens(to(valid), indices, valid, T, 0)      to(valid)
+    h     (B, T, d) ─▶ mul(h, unsqueeze(G, -1))                 gather_tokens(h, indices, 1) ─▶ mul(…, unsqueeze(G, -1))
+    mask  (B, 1, T, T) ─▶ where(mask, bias, min)            →   gather_tokens(mask, indices, 2 and 3) ─▶ where
+    view(x, [B, T, h, e])                                       view(x, [B, K, h, e])
+    output {"logits": y (B, T, C)}                              scatter_tokens(y, indices, valid, T, fill)
 
 K is the size of `indices`, unbacked: it depends on data. What is built from T, like positions, stays built from T above
 the cut and is gathered where it is read. The gate itself stays, as `valid`: with it examples that keep less than K.
 
 Sound: see `find/kept_tokens.py`, which proves it operator by operator: each value of the compacted graph is the masked
-graph's, gathered along its token axes; what sums over tokens gave the dropped ones a weight of exactly 0. Rounding apart
-(sums are shorter), kept tokens and what heads make of them are the masked graph's. Rows of dropped tokens, which mean
-nothing there, hold `fill_of` at outputs.
+graph's, gathered along its token axes, and whatever sums over tokens gave the dropped ones a weight of exactly 0. Kept
+tokens, and what heads make of them, are the masked graph's up to the rounding of shorter sums. Rows of dropped tokens,
+which mean nothing there, hold `fill_of` at outputs.
 
 A gate promises that positions heads read are kept, and that what an earlier cut dropped is not chosen again.
 
@@ -29,7 +29,6 @@ import torch
 from torch import fx
 
 from ..contract import Pass
-
 from ..find.kept_tokens import KeptTokens, follow_kept
 from ..find.selections import SCATTER, Selection, find_selections
 from ..find.token_rules import Axes, is_view, rank_of
@@ -124,6 +123,10 @@ class _Compaction:
         """An earlier cut puts back what it kept: of that, what this cut keeps."""
         with self.graph.inserting_before(node):
             both = emit(
-                self.graph, aten.logical_and.default, (node.args[2], self.selection.valid), origin=self.origin, like=node
+                self.graph,
+                aten.logical_and.default,
+                (node.args[2], self.selection.valid),
+                origin=self.origin,
+                like=node,
             )
         node.update_arg(2, both)

@@ -1,4 +1,4 @@
-"""What can run on the kept tokens of one cut: which values, along which of their axes, and what they must read gathered.
+"""What can run on the kept tokens of one cut: which values, along which of their axes, and what they read gathered.
 
     gate (B, T) = scatter_tokens(to(valid), indices, valid, T, 0)        the cut: 1 at kept tokens, 0 elsewhere
 
@@ -22,7 +22,9 @@ Everything else is a miss that names the node. Lengths are none: what is built f
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import fx, nn
@@ -33,12 +35,12 @@ from .adapters import Miss
 from .attention import SOFTMAX, fused_mask, is_fused
 from .kept_weights import KeptWeights
 from .selections import GATHER, SCATTER, SELECT, Selection, chosen_by
-from .token_rules import NOWHERE, Axes, is_pointwise, is_view, rank_of, reduced, reduced_axes, rule_of, size_key
+from .token_rules import NOWHERE, Axes, is_pointwise, is_view, rank_of, reduced_axes, rule_of, size_key
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
 _LENGTHS = (aten.sym_size.int, aten.new_ones.default, aten.new_zeros.default, aten.new_full.default)
-_LIKE = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default)
+_LIKE = (aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.type_as.default)
 _SHAPED_AS = (aten.reshape_as.default, aten.view_as.default)
 _ALIGNED = (aten.cat.default, aten.gather.default)
 _TOKEN_WISE = (Modulation, HardModulation, SoftModulation, nn.Dropout)
@@ -48,6 +50,7 @@ _BY_ROW = {
     "gatefx.token_gated_lora.default": (0, 1),
     "gatefx.routed_linear.default": (0, 4),
 }
+_Rule: TypeAlias = Callable[[fx.Node, list[fx.Node]], Axes]
 _TOKENS: Axes = frozenset({1})
 _CAUSAL = 5  # argument of fused attention
 _OPEN = "dropped tokens are not shut out of it"
@@ -137,25 +140,26 @@ class _Walk:
             return self._attend(node)
         if node.op == "call_module":
             return self._call(node, carriers)
-        if node.target in (SELECT, SCATTER, operator.getitem):
-            return self._choose(node, carriers)
-        if node.target in SOFTMAX:
-            return self._weigh(node, carriers[0])
-        if node.target in _PRODUCTS:
-            return self._multiply(node)
-        if node.target is GATHER:
-            return self._gather(node, carriers)
-        if str(node.target) in _BY_ROW:
-            rows = [node.args[position] for position in _BY_ROW[str(node.target)]]
-            return self._by_row(node, [row for row in rows if isinstance(row, fx.Node)], carriers)
-        return self._apply(node, carriers)
+        return self._rule(node)(node, carriers)
+
+    def _rule(self, node: fx.Node) -> _Rule:
+        special: dict[object, _Rule] = {
+            **dict.fromkeys(_PRODUCTS, self._multiply),
+            **dict.fromkeys(SOFTMAX, self._weigh),
+            **dict.fromkeys((SELECT, SCATTER), self._choose),
+            **dict.fromkeys(_BY_ROW, self._update),
+            **dict.fromkeys(_LIKE, self._like),
+            operator.getitem: self._part,
+            GATHER: self._gather,
+        }
+        return special.get(node.target, special.get(str(node.target), self._apply))
+
+    def _like(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:  # noqa: ARG002  # a rule's signature
+        """A constant of a value's shape, or a value of another's type."""
+        return self.axes.get(node.all_input_nodes[0], NOWHERE)
 
     def _apply(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
         """Operators that work place by place."""
-        if node.target in _LIKE:
-            return self.axes[carriers[0]]
-        if node.target is aten.type_as.default:
-            return self.axes.get(node.all_input_nodes[0], NOWHERE)
         rule = rule_of(node)
         if rule is None or node.target in _SHAPED_AS:
             raise _Impossible(f"{node.target} is not known to leave tokens apart")
@@ -168,15 +172,16 @@ class _Walk:
             found |= answer
         if is_pointwise(node) or node.target in _ALIGNED:
             for source in node.all_input_nodes:
-                along = found if node.target is not aten.gather.default else found - self._gathered_axis(node, source)
-                self._want(node, source, along, rank_of(node))
+                self._want(node, source, found - self._looked_up(node, source), rank_of(node))
         elif node.target is aten.stack.default and len(carriers) != len(node.all_input_nodes):
             raise _Impossible("it stacks tokens on what are none")
         return found
 
-    def _gathered_axis(self, node: fx.Node, source: fx.Node) -> Axes:
+    def _looked_up(self, node: fx.Node, source: fx.Node) -> Axes:
         """The axis along which `gather` looks numbers up counts no tokens of what it looks them up in."""
-        return frozenset({int(node.args[1]) % rank_of(node)}) if source is node.args[0] else NOWHERE  # type: ignore[arg-type]  # schema: int
+        if node.target is not aten.gather.default or source is not node.args[0]:
+            return NOWHERE
+        return frozenset({int(node.args[1]) % rank_of(node)})  # type: ignore[arg-type]  # schema: int
 
     def _summed(self, node: fx.Node, source: fx.Node) -> Axes:
         summed = reduced_axes(node, source) & self.axes[source]
@@ -184,7 +189,8 @@ class _Walk:
             raise _Impossible(_OPEN)
         return self.axes[source] - summed
 
-    def _weigh(self, node: fx.Node, scores: fx.Node) -> Axes:
+    def _weigh(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
+        scores = carriers[0]
         axis = int(node.args[1]) % rank_of(node)  # type: ignore[arg-type]  # schema: int
         if axis in self.axes[scores] and not self.weights.is_low(scores, axis):
             raise _Impossible(_OPEN)
@@ -210,7 +216,7 @@ class _Walk:
             self._want(node, mask, frozenset(sides), rank)
         return row if asking else NOWHERE
 
-    def _multiply(self, node: fx.Node) -> Axes:
+    def _multiply(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:  # noqa: ARG002  # a rule's signature
         left, right = (source for source in node.args[:2] if isinstance(source, fx.Node))
         rank = rank_of(node)
         if left is right or min(rank_of(left), rank_of(right)) < 2:  # noqa: PLR2004  # matrices
@@ -243,11 +249,16 @@ class _Walk:
             self._want(node, source, _TOKENS, rank_of(source))
         return _TOKENS
 
+    def _part(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
+        axes = self.axes[carriers[0]]
+        return axes if rank_of(node) > max(axes) else NOWHERE
+
+    def _update(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
+        rows = [node.args[position] for position in _BY_ROW[str(node.target)]]
+        return self._by_row(node, [row for row in rows if isinstance(row, fx.Node)], carriers)
+
     def _choose(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
-        """A later cut: its selection among what is left, its gate, and the parts of several values."""
-        if node.target is operator.getitem:
-            axes = self.axes[carriers[0]]
-            return axes if rank_of(node) > max(axes) else NOWHERE
+        """A later cut's selection among what is left and its gate; an earlier cut's answer."""
         if node.target is SELECT:
             self.later.add(node)
             return NOWHERE
@@ -300,7 +311,7 @@ class _Walk:
         rule = rule_of(node)
         if rule is None or is_view(node):
             return value.dim() > 0 and _ratio(size_key(value.shape[0]), self.batch) is not None
-        return rule(node, source, frozenset({0})) == {0}
+        return rule(node, source, frozenset({0})) == frozenset({0})
 
     def _check_answer(self, value: fx.Node) -> None:
         if value not in self.by_example or 0 in self.axes[value] or size_key(shape_of(value)[0]) != self.batch:

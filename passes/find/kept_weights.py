@@ -41,20 +41,19 @@ class KeptWeights:
 
     def follow(self, node: fx.Node) -> None:
         """Say what is known of a node's value."""
-        if node.target is GATHER:
-            for known in (self.zero, self.low):
-                known[node] = known.get(node.all_input_nodes[0], NOWHERE)
         for source in node.all_input_nodes:
             if keeps_zeros(node, source):
                 self._add(self.zero, node, source, self.zero.get(source, NOWHERE))
             if self._keeps_low(node, source):
                 self._add(self.low, node, source, self.low.get(source, NOWHERE))
+        if node.target is GATHER:
+            for known in (self.zero, self.low):
+                known[node] = known.get(node.all_input_nodes[0], NOWHERE)
         if node.target in SOFTMAX and self.is_low(node.all_input_nodes[0], _axis(node)):
             self.zero[node] = frozenset({_axis(node)})
-        if node.target is aten.masked_fill.Scalar and _fills_with_lowest(node):
-            equal = node.all_input_nodes[-1]
-            if equal.target is aten.eq.Scalar and equal.args[1] == 0:
-                self._add(self.low, node, equal, self.zero.get(equal.all_input_nodes[0], NOWHERE))
+        gate = _shuts(node)
+        if gate is not None:
+            self._add(self.low, node, gate, self.zero.get(gate, NOWHERE))
 
     def _keeps_low(self, node: fx.Node, source: fx.Node) -> bool:
         if node.target in _FILLED:
@@ -66,6 +65,14 @@ class KeptWeights:
         moved = rule(node, source, axes) if rule is not None and axes else NOWHERE
         if moved and not isinstance(moved, str):
             known[node] = known.get(node, NOWHERE) | moved
+
+
+def _shuts(node: fx.Node) -> fx.Node | None:
+    """What is compared with 0 to say where a node holds the lowest number."""
+    if node.target is not aten.masked_fill.Scalar or not _fills_with_lowest(node):
+        return None
+    equal = node.all_input_nodes[-1]
+    return equal.all_input_nodes[0] if equal.target is aten.eq.Scalar and equal.args[1] == 0 else None
 
 
 def _fills_with_lowest(node: fx.Node) -> bool:

@@ -1,8 +1,8 @@
 """Selections: the four nodes by which a hardened gate chooses tokens at a cut.
 
-    priority, counts = hard_token_gate_1(…)
-    indices, valid   = gatefx.select_tokens(priority, counts)               (B, K) int64, (B, K) bool
-    gate             = gatefx.scatter_tokens(to(valid), indices, valid, T, 0)     (B, T), 1 at kept tokens, else 0
+priority, counts = hard_token_gate_1(…)
+indices, valid   = gatefx.select_tokens(priority, counts)               (B, K) int64, (B, K) bool
+gate             = gatefx.scatter_tokens(to(valid), indices, valid, T, 0)     (B, T), 1 at kept tokens, else 0
 """
 
 from __future__ import annotations

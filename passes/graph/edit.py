@@ -89,7 +89,7 @@ def emit(graph: fx.Graph, target: Callable[..., Any], args: Arguments, *, origin
     node = graph.call_function(target, tuple(args))
     values = fx.node.map_arg(tuple(args), lambda argument: argument.meta["val"])
     with _fake_mode(like):
-        node.meta["val"] = target(*values)  # type: ignore[misc]  # as many as there are arguments
+        node.meta["val"] = target(*values)
     return stamp(node, origin=origin, like=like)
 
 

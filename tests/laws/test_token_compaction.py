@@ -1,0 +1,88 @@
+"""Laws of token compaction: on kept tokens the compacted graph is the masked one, in torch and in ONNX Runtime."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import hypothesis.strategies as st
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from torch import Tensor, fx
+
+from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.passes.compact.tokens import CompactTokens
+from gatefx.passes.graph.legality import check_legality
+from gatefx.passes.graph.signature import signature_of
+from gatefx.passes.lower.onnx import lower_to_onnx
+
+FAST = ["bert", "deberta-v2", "modernbert", "t5", "vit"]
+SLOW = ["roberta", "distilbert", "electra", "mpnet", "albert", "bart"]
+ALL = [*FAST, *(pytest.param(family, marks=pytest.mark.slow) for family in SLOW)]
+CUTS = {"one": {1: 0.5}, "two": {0: 0.7, 1: 0.5}}
+
+
+@pytest.fixture(scope="module")
+def graphs(masked_tokens: Any) -> Any:
+    """(family, cuts, dtype) → the masked and the compacted graph, over the same tensors; made once."""
+
+    @cache
+    def make(family: str, cuts: str, dtype: torch.dtype) -> tuple[fx.GraphModule, fx.GraphModule]:
+        model = tiny(family).to(dtype)
+        masked = masked_tokens(model, inputs(family, dtype, 3, 9), CUTS[cuts])
+        result = CompactTokens()(masked, verify=True)
+        check_legality(result.graph_module)
+        assert result.reports[0].declined == ()
+        assert len(result.reports[0].fired) == len(CUTS[cuts])
+        return masked, result.graph_module.eval()
+
+    return make
+
+
+def inputs(family: str, dtype: torch.dtype, batch: int, tokens: int, seed: int = 0) -> dict[str, Tensor]:
+    given = tiny_inputs(family, batch, tokens, seed)
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("family", ALL)
+def test_compacted_is_masked_on_kept_tokens(family: str, cuts: str, graphs: Any, tolerance: Any) -> None:
+    @settings(max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+    @given(
+        batch=st.integers(1, 8),
+        tokens=st.integers(1, 16),
+        seed=st.integers(0, 1000),
+        share=st.sampled_from([1e-6, 0.2, 0.5, 0.75, 1.0]) | st.floats(0.01, 1.0),
+        dtype=st.sampled_from([torch.float64, torch.float32]),
+    )
+    def holds(batch: int, tokens: int, seed: int, share: float, dtype: torch.dtype) -> None:
+        masked, compacted = graphs(family, cuts, dtype)
+        given_inputs = inputs(family, dtype, batch, tokens, seed).values()
+        masked.get_buffer("token_share").fill_(share)
+        expected, answer = masked(*given_inputs)["logits"], compacted(*given_inputs)["logits"]
+        torch.testing.assert_close(answer, expected, rtol=tolerance[dtype], atol=tolerance[dtype])
+
+    holds()
+
+
+@pytest.mark.parametrize("cuts", CUTS)
+@pytest.mark.parametrize("family", ALL)
+def test_onnx_runtime_agrees(family: str, cuts: str, graphs: Any, tolerance: Any) -> None:
+    masked, compacted = graphs(family, cuts, torch.float32)
+    names = signature_of(compacted).outputs
+    masked.get_buffer("token_share").fill_(0.5)
+    proto = onnx_ir.to_proto(lower_to_onnx(compacted, inputs(family, torch.float32, 3, 9), names))
+    used = {node.op_type for part in (proto.graph, *proto.functions) for node in part.node}
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+    assert "NonZero" not in used
+    assert "SelectTokens" in used
+    for batch, tokens, seed in ((3, 9, 0), (1, 6, 1), (5, 13, 2), (2, 1, 3)):
+        given_inputs = inputs(family, torch.float32, batch, tokens, seed)
+        found = session.run(list(names), {name: value.numpy() for name, value in given_inputs.items()})
+        wanted = compacted(*given_inputs.values())
+        for name, value in zip(names, found, strict=True):
+            torch.testing.assert_close(torch.from_numpy(value), wanted[name], rtol=1e-5, atol=tolerance[torch.float32])
