@@ -154,6 +154,9 @@ def _description(
     }
     if model.calibration is not None and "ccm" in levels and model.budgets == model.calibrated_budgets:
         description["ranks"] = dataclasses.asdict(model.calibration.ranks)
+    if model.recovery is not None:
+        rule = model.recovery
+        description["recovery"] = {"output": rule.output, "bound": rule.bound, "initializer": rule.buffer}
     if levels:
         description["runtime_budgets"] = {
             name: {"initializer": runtime.buffer, "table": [list(row) for row in runtime.table], "unit": runtime.unit}

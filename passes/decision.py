@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import BudgetError
+from .recovery import Recovery
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,13 @@ class Decision:
         limit: the budget that keeps everything.
         runtime: how the budget changes at run time; None where it cannot.
         notes: sentences for the report.
+        recovery: when examples are run again with everything kept; None never.
         facts: plain data for the manifest, the report and `gatefx inspect`.
     """
 
     budget: float | None
     limit: float
     runtime: RuntimeBudget | None = None
+    recovery: Recovery | None = None
     notes: tuple[str, ...] = ()
     facts: Mapping[str, object] = field(default_factory=dict)

@@ -16,12 +16,13 @@ from .decision import Decision
 from .graph.edit import get_tensor
 from .harden.calibrate import Calibration
 from .methods.ccm_deploy import RankDecision
-from .program import Answer, GraphProgram
+from .program import Answer
+from .recovery import RecoveringProgram
 from .report import Report
 from .sites import DeployedSite, sites_at
 
 
-class DeployedModel(GraphProgram):
+class DeployedModel(RecoveringProgram):
     """What `optimize` returns: call it like the model it came from.
 
     Attributes:
@@ -42,9 +43,11 @@ class DeployedModel(GraphProgram):
         report: Report,
     ) -> None:
         super().__init__(graph_module, loss=loss, model_config=model_config, report=report)
-        self._reference = GraphProgram(reference, loss=loss, model_config=model_config, report=report)
+        self._reference = RecoveringProgram(reference, loss=loss, model_config=model_config, report=report)
         self.methods = dict(methods)
         self.decisions = dict(decisions)
+        rules = (decision.recovery for decision in decisions.values())
+        self.recovery = self._reference.recovery = next((rule for rule in rules if rule is not None), None)
         self.sites = sites
         self._calibrated_sites = sites
         self._budgets = self.calibrated_budgets

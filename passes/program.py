@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -73,10 +73,15 @@ class GraphProgram(nn.Module):
             InputError: inputs that do not fit the signature.
         """
         labels = {k: v for k, v in inputs.items() if k in LABEL_NAMES and v is not None}
-        outputs = Answer(self.graph_module(*self.arrange(inputs)))
+        outputs = Answer(self.run(self.arrange(inputs)))
         if not labels:
             return outputs
         return Answer({**self._losses(outputs, labels), **outputs})
+
+    def run(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The graph's answers on its inputs in order."""
+        answers: dict[str, Tensor] = self.graph_module(*tensors)
+        return answers
 
     def arrange(self, inputs: Mapping[str, object]) -> list[Tensor]:
         """The graph's inputs in its order, labels left out.

@@ -34,6 +34,8 @@ class MaskLoRA(AdapterConfig):
         stop_gradient: no gradients through scores.
 
     Decision:
+        recover_if_spike: run examples again with every token where the masked prediction's entropy is above P99 of
+            those of the full model on the calibration data.
         select: "topk" keeps ⌈ρ·n⌉ of each example's n tokens, "threshold" those that score at least κ.
 
     Objective (Eq. 2), and how it changes over training:
@@ -46,7 +48,7 @@ class MaskLoRA(AdapterConfig):
     """
 
     method: ClassVar[str] = "masklora"
-    deploy_fields: ClassVar[tuple[str, ...]] = ("select", "floor")
+    deploy_fields: ClassVar[tuple[str, ...]] = ("select", "floor", "recover_if_spike")
 
     keep: tuple[tuple[int, float], ...] | None = None
     floor: float = 0.1
@@ -55,6 +57,7 @@ class MaskLoRA(AdapterConfig):
     predictor_width: int = 64
     stop_gradient: bool = True
     select: Select = "topk"
+    recover_if_spike: bool = False
     sparsity: float = 3e-4
     consistency: float = 0.3
     concentration: float = 0.3
@@ -78,8 +81,12 @@ class MaskLoRA(AdapterConfig):
             self.check_number(field, least=0, most=1)
         if not is_number(self.sharpness, above=0):
             raise self.out_of_range("sharpness", "more than 0")
-        if not isinstance(self.stop_gradient, bool):
-            raise self.out_of_range("stop_gradient", "True or False")
+        for field in ("stop_gradient", "recover_if_spike"):
+            if not isinstance(getattr(self, field), bool):
+                raise self.out_of_range(field, "True or False")
+        self._check_temperatures()
+
+    def _check_temperatures(self) -> None:
         if not 0.0 < self.temperature_min <= self.temperature:
             raise MethodError(
                 "The temperature falls during training.",

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
+from ...errors import BudgetError
 from ...models.configs.masklora import MaskLoRA
 from ...models.hard_token_gate import HardTokenGate
 from ...models.token_gate import TokenGate
@@ -25,12 +26,14 @@ from ..graph.signature import signature_of
 from ..harden.settle_tokens import SettleTokenGates
 from ..harden.token_calibration import CutCalibration, calibrate_cuts, hard_gates
 from ..harden.token_gate import SHARE, HardenTokenGates
+from ..recovery import Recovery, entropy_bound
 from ..simplify.fold_adapters import FoldAdapters
-from .masklora_full import FullForward, clip_from
+from .masklora_full import FullAnswer, FullForward, clip_from
 from .method import DeployOptions
 
 UNIT = "share of tokens kept"
 ALL = 1.0
+_LOGITS = "logits"
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -60,7 +63,8 @@ def choose_tokens(
     chain: Chain, config: MaskLoRA, budget: float, data: Batches | None, options: DeployOptions
 ) -> tuple[Chain, TokenDecision]:
     """Gates → choices by predicted scores or those of the path, fitted and calibrated on the data."""
-    scores = full_scores(chain.graph, data, config, show=options.show) if data else []
+    full = full_answers(chain.graph, data, show=options.show) if data else []
+    recovery = _recovery(config, full)
     if options.fold is not False and config.scores == "predicted":
         chain = chain.then(FoldAdapters())
 
@@ -68,6 +72,7 @@ def choose_tokens(
         return HardTokenGate(gate, config=config)
 
     masked = chain.then(HardenTokenGates(budget, harden))
+    scores = scores_of(full, config)
     runtime = RuntimeBudget(SHARE, ((max(config.floor, 0.01), max(config.floor, 0.01)), (ALL, ALL)), UNIT)
     if data is None:
         note = "the predictors are those of training, not fitted again (no data=); every cut keeps its share by top-k"
@@ -76,17 +81,40 @@ def choose_tokens(
     cold = config.select == "threshold" and any(not cut.table for cut in cuts)
     notes = tuple(_achieved(cut) for cut in cuts)
     notes += ("too few tokens for a threshold: cuts choose by top-k",) if cold else ()
-    return masked, TokenDecision(budget, ALL, runtime=runtime, notes=notes, facts=_facts(config, cuts), cuts=cuts)
+    return masked, TokenDecision(
+        budget, ALL, runtime=runtime, recovery=recovery, notes=notes, facts=_facts(config, cuts), cuts=cuts
+    )
 
 
-def full_scores(
-    graph_module: fx.GraphModule, data: Batches, config: MaskLoRA, *, show: bool | None = None
-) -> list[Tensor]:
-    """ŝ of all layers, batch by batch (B,T), clipped at the data's own P99.5."""
+def full_answers(graph_module: fx.GraphModule, data: Batches, *, show: bool | None = None) -> list[FullAnswer]:
+    """What the model says with every token, batch by batch."""
     full, signature = FullForward(graph_module), signature_of(graph_module)
-    answers = [full(signature.arrange(batch)) for batch in track(data, "scoring tokens", show=show)]
-    cap = clip_from(answers)
+    return [full(signature.arrange(batch)) for batch in track(data, "scoring tokens", show=show)]
+
+
+def scores_of(answers: Sequence[FullAnswer], config: MaskLoRA) -> list[Tensor]:
+    """ŝ of all layers, batch by batch (B,T), clipped at the data's own P99.5."""
+    cap = clip_from(answers) if answers else None
     return [aggregated(normalized(answer.shifts, answer.real, cap), config.aggregate) for answer in answers]
+
+
+def _recovery(config: MaskLoRA, answers: Sequence[FullAnswer]) -> Recovery | None:
+    """The rule by which examples are run again.
+
+    Raises:
+        BudgetError: it is asked for where no bound can be calibrated.
+    """
+    if not config.recover_if_spike:
+        return None
+    bound = entropy_bound([answer.outputs for answer in answers], _LOGITS)
+    if bound is None:
+        raise BudgetError(
+            "Spikes are told by the entropy of class predictions on data.",
+            given="recover_if_spike=True without data, or a model without logits (B, classes)",
+            expected="a classifier, and data=",
+            remedy="pass data=[batch, …], or leave recover_if_spike out",
+        )
+    return Recovery(_LOGITS, bound, SHARE)
 
 
 def keep_predictors(gates: Sequence[TokenGate], hardened: fx.GraphModule) -> None:

@@ -17,7 +17,7 @@ from ..harden.distill import mean_divergence, student_and_teacher
 from ..harden.freeze import FreezeRegularization
 from ..harden.token_calibration import calibrate_cuts
 from ..harden.token_gate import HardenTokenGates
-from .masklora_deploy import UNIT, full_scores, keep_predictors
+from .masklora_deploy import UNIT, full_answers, keep_predictors, scores_of
 from .method import Batches, FitQuality
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 def fit_gates(model: GatedModel, config: MaskLoRA, data: Batches, *, steps: int, show: bool | None) -> FitQuality:
     """Fit every gate in place, cut after cut, with the model's other gates open."""
     student, teacher = student_and_teacher(model, config.method)
-    scores = full_scores(student, data, config, show=show)
+    scores = scores_of(full_answers(student, data, show=show), config)
 
     def harden(gate: TokenGate) -> HardTokenGate:
         return HardTokenGate(gate, config=config)

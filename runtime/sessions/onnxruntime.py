@@ -14,6 +14,7 @@ from ..native.library import NativeStatus, native_status
 from .budget import BudgetTable, by_method
 from .inputs import feed
 from .protocol import TensorSpec
+from .recovery import RecoveryRule
 
 MODEL_FILE = "model.onnx"
 
@@ -53,6 +54,8 @@ class OnnxSession:
         self._outputs = tuple(_spec(node) for node in session.get_outputs())
         self._overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
         self._tables = BudgetTable.from_manifest(artifact.manifest)
+        self._recovery = RecoveryRule.from_manifest(artifact.manifest)
+        self._recovered = 0
         self._chosen: dict[str, float] = {}
         missing = {table.initializer for table in self._tables.values()} - {spec.name for spec in self._overridable}
         if missing:
@@ -136,6 +139,11 @@ class OnnxSession:
         return self._artifact.manifest
 
     @property
+    def recovered(self) -> int:
+        """How many examples were run again so far because their prediction was too uncertain."""
+        return self._recovered
+
+    @property
     def budget(self) -> Any:
         """The budget in force: the one that was set, else the one of the export; of several methods a dict by name.
 
@@ -176,11 +184,17 @@ class OnnxSession:
         for name, value in {**standing, **given}.items():
             self._feed_budget(fed, self._tables[name], value, explicit=name in given)
         answers = self._answers(fed)
-        return {spec.name: answer for spec, answer in zip(self._outputs, answers, strict=True)}
+        if self._recovery is None:
+            return answers
+        batched = frozenset(spec.name for spec in self._inputs)
+        answers, count = self._recovery.recovered(answers, fed, batched, self._answers)
+        self._recovered += count
+        return answers
 
-    def _answers(self, fed: dict[str, np.ndarray]) -> list[np.ndarray]:
+    def _answers(self, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         try:
-            return list(self._session.run(None, fed))
+            answers = self._session.run(None, fed)
+            return {spec.name: answer for spec, answer in zip(self._outputs, answers, strict=True)}
         except Exception as error:
             # What no check of shapes can see, such as a token id beyond the vocabulary. No common base but Exception.
             raise InputError(

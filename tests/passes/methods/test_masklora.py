@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,31 @@ def test_decoders_and_unknown_cuts_are_refused() -> None:
         prepared(keep={0: 0.5}, scores="path")
     with pytest.raises(MethodError, match="schedule of cuts"):
         MaskLoRA(keep={1: 0.5, 2: 0.8})
+
+
+def test_spikes_are_run_again_with_every_token_in_torch_and_onnx(tmp_path: Path) -> None:
+    config = MaskLoRA(rank=4, recover_if_spike=True)
+    with pytest.raises(BudgetError, match="Spikes"):
+        gatefx.optimize(trained(), config)
+    fast = gatefx.optimize(trained(), config, data=batches())
+    never = gatefx.optimize(trained(), data=batches())
+    whole = gatefx.optimize(trained(), budget="100%", data=batches())
+    assert fast.recovery is not None
+    batch = batches()[2]
+    arrays = {name: value.numpy() for name, value in batch.items()}
+    masked, full = never(**batch)["logits"], whole(**batch)["logits"]
+    entropies = torch.distributions.Categorical(logits=masked).entropy().sort().values
+    # Between the entropies of this batch, so that some examples spike and some do not.
+    rule = dataclasses.replace(fast.recovery, bound=float(entropies[1] + entropies[2]) / 2)
+    fast.recovery = fast._reference.recovery = rule
+    gatefx.export(fast, tmp_path / "artifact")
+    session = gatefx.load(tmp_path / "artifact")
+
+    spikes = rule.spiking({"logits": masked})
+    wanted = torch.where(spikes[:, None], full, masked)
+    assert spikes.sum() == 2
+    torch.testing.assert_close(fast(**batch)["logits"], wanted, **NEAR)
+    torch.testing.assert_close(fast.reference(**batch)["logits"], wanted, **NEAR)
+    torch.testing.assert_close(torch.as_tensor(session(**arrays)["logits"]), wanted, rtol=0, atol=2e-5)
+    assert (fast.recovered, session.recovered) == (2, 2)
+    assert get_share(fast) == 0.5
