@@ -23,7 +23,7 @@ def threshold_gradient(influence: Tensor, taken: Tensor, real: Tensor, weight: f
         influence: μ (B, *); taken: 1(r ≥ τ), (B, *) bool; real: (B, *) 1 at real tokens; weight: λ.
     """
     consistent = (influence >= 0) == taken
-    return ((consistent * influence + weight * taken) * real).sum()
+    return ((consistent * influence + weight * taken.to(influence.dtype)) * real).sum()
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +14,7 @@ from ..errors import MethodError, SiteError
 from ..models.task_loss import TaskLoss
 from .gated_files import save_gated
 from .methods.method import Method, MethodSchedule
+from .methods.site_choice import select_sites
 from .program import Answer, GraphProgram
 from .report import Report
 
@@ -89,6 +90,18 @@ class GatedModel(GraphProgram):
             ArtifactError: the folder exists and overwrite is False.
         """
         return save_gated(self, folder, overwrite=overwrite)
+
+    def select_sites(self, rule: str, share: float, *, data: Iterable[Mapping[str, Tensor]]) -> tuple[str, ...]:
+        """Paths of the sites that matter most by a trained run, fit to be the next run's `target_modules`.
+
+        Args:
+            rule: "low_sparsity" (few tokens skip the update), "high_sparsity" or "large_ratio"; share: of the sites,
+                in (0, 1]; data: batches to measure on.
+
+        Raises:
+            MethodError: the model was not prepared with tspeft, or an unknown rule; InputError: no share, or no batch.
+        """
+        return select_sites(self, rule, share, data=data)
 
     def merge_and_unload(self) -> NoReturn:
         """PEFT's way to merge adapters, which gates rule out.

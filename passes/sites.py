@@ -13,7 +13,7 @@ class DeployedSite:
     Attributes:
         form: "gathered", "masked", "lora" (no gate, or one that turned static), "merged" (folded into the layer's
             weight), "skipping" (tokens below the threshold skip B), "routed" (each token through one of two weights),
-            "dropped" (gone from the graph).
+            "hira", "added" (adapters of other kinds, whole), "dropped" (gone from the graph).
         mean_rank: ranks computed per example on the calibration data, or all of them where none was given.
         update_share: share of real tokens that take the update on the calibration data; 1 where none is gated.
         gate_mean: mean of a soft gate on the calibration data; None where the site has none.
@@ -41,11 +41,12 @@ def sites_at(sites: tuple[DeployedSite, ...], budgets: Mapping[str, float | None
     """
     ranks, shares = budgets.get("ccm"), [budgets.get(name) for name in ("tspeft", "gatera")]
     share = next((value for value in shares if value is not None), None)
+    token_forms = _TOKEN_FORMS if ranks is not None else (*_TOKEN_FORMS, "masked")
     rows = []
     for site in sites:
         if site.form in _RANK_FORMS and ranks is not None:
             rows.append(replace(site, mean_rank=min(ranks, site.rank)))
-        elif site.form in _TOKEN_FORMS and share is not None:
+        elif site.form in token_forms and share is not None:
             rows.append(replace(site, update_share=share))
         else:
             rows.append(site)

@@ -160,6 +160,9 @@ def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
 @app.command()
 def inspect(
     folder: Annotated[Path, typer.Argument(help="An exported model, or saved gates.", show_default=False)],
+    sparsity: Annotated[
+        bool, typer.Option("--sparsity", help="Rank sites by the share of tokens that skip their update.")
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -167,9 +170,16 @@ def inspect(
     with reported(debug):
         from .console import output
         from .inspect import describe, show
+        from .inspect_sparsity import sparsity_json, sparsity_rows, sparsity_table
 
         description = describe(folder)
-        if as_json:
+        if sparsity:
+            rows = sparsity_rows(description)
+            if as_json:
+                typer.echo(json.dumps(sparsity_json(rows), indent=2))
+            else:
+                output().print(sparsity_table(rows))
+        elif as_json:
             typer.echo(json.dumps(description, indent=2))
         else:
             show(description, output())

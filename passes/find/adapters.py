@@ -24,7 +24,7 @@ from ..graph.edit import shape_of, tensor_value
 from .updates import before_dropout, has_bias, matrix_of, scaled_update, sum_with_base, update_factors
 
 aten = torch.ops.aten
-_BRANCH_NAMES = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
+_BRANCH_NAMES = ("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_magnitude_vector")
 
 _EMBEDDING = "its A is looked up, not multiplied (an embedding adapter)"
 _OTHER_SHAPE = "its A and B do not form linear(A) then linear(B), added to the layer over the same input"

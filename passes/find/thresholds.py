@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from torch import fx
 
 from ...models.update_threshold import HardUpdateThreshold, UpdateThreshold
-from .modulations import UpdateSite, update_sites
+from .adapters import AdapterSite, find_sites
+from .added import AddedSite, find_added_sites
+from .hira import HiraSite, find_hira_sites
+
+AnySite: TypeAlias = AdapterSite | HiraSite | AddedSite
 
 
 @dataclass(frozen=True)
@@ -18,15 +23,26 @@ class ThresholdedSite:
         site: the adapter; call: the call of the module, which answers with the gated update; module: the module.
     """
 
-    site: UpdateSite
+    site: AnySite
     call: fx.Node
     module: UpdateThreshold | HardUpdateThreshold
+
+
+def additive_sites(graph_module: fx.GraphModule) -> tuple[AnySite, ...]:
+    """Every adapter of any kind that adds an update to a linear layer, in graph order."""
+    position = {node: index for index, node in enumerate(graph_module.graph.nodes)}
+    sites: list[AnySite] = [
+        *find_sites(graph_module)[0],
+        *find_hira_sites(graph_module),
+        *find_added_sites(graph_module),
+    ]
+    return tuple(sorted(sites, key=lambda site: position[site.add]))
 
 
 def find_thresholded(graph_module: fx.GraphModule) -> tuple[ThresholdedSite, ...]:
     """Every site that a threshold gates, in graph order."""
     found = []
-    for site in update_sites(graph_module):
+    for site in additive_sites(graph_module):
         for factor in site.factors:
             module = graph_module.get_submodule(str(factor.target)) if factor.op == "call_module" else None
             if isinstance(module, (UpdateThreshold, HardUpdateThreshold)):

@@ -20,9 +20,8 @@ from ...errors import SiteError
 from ...models.configs.tspeft import TSPEFT
 from ...models.update_threshold import UpdateThreshold
 from ..contract import Pass
-from ..find.adapters import find_sites
-from ..find.modulations import UpdateSite, update_sites
-from ..find.thresholds import find_thresholded
+from ..find.adapters import find_sites, plain_path
+from ..find.thresholds import AnySite, additive_sites, find_thresholded
 from ..graph.edit import emit_module, own_module, shape_of, tensor_value
 from ..report import Declined, Outcome
 from .rank_router import real_token_mask
@@ -43,7 +42,7 @@ class InsertUpdateThresholds(Pass):
 
     def requires(self, graph_module: fx.GraphModule) -> None:
         """At least one adapter site."""
-        if not update_sites(graph_module):
+        if not additive_sites(graph_module):
             misses = find_sites(graph_module)[1]
             raise SiteError(
                 "The model has no adapter whose update could be skipped.",
@@ -56,8 +55,10 @@ class InsertUpdateThresholds(Pass):
         """Gate the sites that no threshold gates yet."""
         gated = {item.site.name for item in find_thresholded(graph_module)}
         declined = [Declined(name, "it has a threshold already") for name in sorted(gated)]
-        declined += [Declined(miss.where, miss.reason) for miss in find_sites(graph_module)[1]]
-        sites = update_sites(graph_module)
+        sites = additive_sites(graph_module)
+        paths = {site.path for site in sites}
+        misses = (miss for miss in find_sites(graph_module)[1] if plain_path(f"{miss.where}.weight") not in paths)
+        declined += [Declined(miss.where, miss.reason) for miss in misses]
         names = {name: f"{_GATE}_{index}" for index, name in enumerate(dict.fromkeys(site.name for site in sites))}
         fired = [name for name in names if name not in gated]
         for name in fired:
@@ -67,7 +68,7 @@ class InsertUpdateThresholds(Pass):
                 self._gate(graph_module, site, names[site.name])
         return Outcome(tuple(fired), tuple(declined))
 
-    def _gate(self, graph_module: fx.GraphModule, site: UpdateSite, name: str) -> None:
+    def _gate(self, graph_module: fx.GraphModule, site: AnySite, name: str) -> None:
         value = tensor_value(site.update)
         graph_module.get_submodule(name).to(device=value.device)
         mask = real_token_mask(graph_module, site.x)

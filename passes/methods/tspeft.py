@@ -40,10 +40,10 @@ from ...models.configs.tspeft import TSPEFT
 from ..chain import Chain
 from ..contract import Pass
 from ..decision import Decision
+from ..find.added import find_added_sites
 from ..find.hira import find_hira_sites
-from ..find.modulations import update_sites
 from ..find.required import required_sites
-from ..find.thresholds import thresholds_of
+from ..find.thresholds import additive_sites, thresholds_of
 from ..gate.update_threshold import InsertUpdateThresholds, masks_of
 from ..harden.distill import LAST, distill, student_and_teacher
 from ..harden.static_threshold import SettleThresholds
@@ -79,7 +79,7 @@ class TokenSelection(Method[TSPEFT]):
         Raises:
             SiteError: no adapters; BudgetError: no share.
         """
-        if not update_sites(graph_module):
+        if not additive_sites(graph_module):
             required_sites(graph_module)
         return None if budget is None else resolve_share(budget, unit=UNIT)
 
@@ -89,12 +89,13 @@ class TokenSelection(Method[TSPEFT]):
 
     def has_adapters(self, graph_module: fx.GraphModule) -> bool:
         """Whether a graph has an adapter of any kind that adds an update to a linear layer."""
-        return bool(update_sites(graph_module)) or super().has_adapters(graph_module)
+        return bool(additive_sites(graph_module)) or super().has_adapters(graph_module)
 
     def adapter_tensors(self, graph_module: fx.GraphModule) -> frozenset[str]:
-        """A and B of every site."""
+        """A and B of every site, and what adapters of other kinds train."""
         nodes = (node for site in find_hira_sites(graph_module) for node in (site.hira_a, site.hira_b))
-        return super().adapter_tensors(graph_module) | {str(node.target) for node in nodes}
+        others = (name for site in find_added_sites(graph_module) for name in site.parameters)
+        return super().adapter_tensors(graph_module) | {str(node.target) for node in nodes} | set(others)
 
     def gates(self) -> tuple[Pass, ...]:
         """One threshold per adapter."""

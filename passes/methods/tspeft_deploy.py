@@ -15,10 +15,9 @@ from torch import Tensor, fx
 from ..chain import Chain
 from ..compact.updates import SkipUpdates
 from ..decision import Decision, RuntimeBudget
-from ..find.adapters import find_sites
+from ..find.adapters import AdapterSite, find_sites
 from ..find.hira import HiraSite
-from ..find.modulations import UpdateSite, update_sites
-from ..find.thresholds import find_thresholded, thresholds_of
+from ..find.thresholds import AnySite, additive_sites, find_thresholded, thresholds_of
 from ..harden.static_threshold import SettleThresholds
 from ..harden.threshold_levels import ThresholdCalibration, calibrate_thresholds
 from ..harden.update_threshold import LEVEL, HardenUpdateThresholds
@@ -56,7 +55,7 @@ class ThresholdDecision(Decision):
 def take_every_update(chain: Chain) -> tuple[Chain, ThresholdDecision]:
     """A budget that keeps everything: no gate is left, and the graph is the plain adapters' bit for bit."""
     note = "the budget takes every token's update, so no token skips one"
-    rows = {site.name: _row(site) for site in update_sites(chain.graph)}
+    rows = {site.name: _row(site) for site in additive_sites(chain.graph)}
     decision = ThresholdDecision(_ALL, _ALL, notes=(note,), rows=rows, always=tuple(rows))
     return chain.then(SettleThresholds()), decision
 
@@ -65,7 +64,7 @@ def harden_thresholds(
     chain: Chain, budget: float | None, data: Batches | None, options: DeployOptions
 ) -> tuple[Chain, ThresholdDecision]:
     """Thresholds at the level that meets the budget on the data, or as they were trained."""
-    rows = {site.name: _row(site) for site in update_sites(chain.graph)}
+    rows = {site.name: _row(site) for site in additive_sites(chain.graph)}
     thresholds = thresholds_of(chain.graph)
     if data is None:
         level = 0.0 if budget is None else float(next(iter(thresholds.values())).level)
@@ -121,7 +120,7 @@ def describe_sites(
     gated = {str(node.target) for node in compacted.graph.find_nodes(op="call_module")}
     operators = compacted.graph.find_nodes(op="call_function", target=torch.ops.gatefx.token_gated_lora.default)
     skipping = {str(node.args[2].target) for node in operators}
-    left = {site.name for site in update_sites(compacted)}
+    left = {site.name for site in additive_sites(compacted)}
     refined = dict(sites)
     for name, own in decision.rows.items():
         row = sites.get(name, own)
@@ -155,6 +154,6 @@ def _downs(graph_module: fx.GraphModule) -> dict[str, str]:
     return {site.name: str(site.lora_a.target) for site in find_sites(graph_module)[0]}
 
 
-def _row(site: UpdateSite) -> DeployedSite:
-    form = "hira" if isinstance(site, HiraSite) else "lora"
+def _row(site: AnySite) -> DeployedSite:
+    form = "lora" if isinstance(site, AdapterSite) else "hira" if isinstance(site, HiraSite) else "added"
     return DeployedSite(site.name, site.d_in, site.d_out, site.rank, form, float(site.rank))

@@ -22,7 +22,7 @@ COMPILING = {
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset"},
     ("optimize",): COMPILING,
-    ("inspect",): {"--debug", "--json"},
+    ("inspect",): {"--debug", "--json", "--sparsity"},
     ("doctor",): {"--debug", "--json"},
     ("build-native",): {"--debug"},
     ("demo",): {"--debug", "--fast", "--out", "--overwrite", "--seed"},
