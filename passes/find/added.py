@@ -63,7 +63,7 @@ class AddedSite:
 
 def find_added_sites(graph_module: fx.GraphModule) -> tuple[AddedSite, ...]:
     """All sites of other kinds, in graph order."""
-    known = {site.add for site in (*find_sites(graph_module)[0], *find_hira_sites(graph_module))}
+    known = {site.add for site in find_sites(graph_module)[0]} | {site.add for site in find_hira_sites(graph_module)}
     adds = graph_module.graph.find_nodes(op="call_function", target=aten.add.Tensor)
     found = (_match(node, graph_module) for node in adds if node not in known)
     return tuple(site for site in found if site is not None)
