@@ -30,6 +30,7 @@ from ...models.configs.masklora import MaskLoRA
 from ...models.families import ATTENTION_MASK
 from ...models.token_objective import token_loss
 from ..chain import Chain
+from ..compact.tokens import CompactTokens
 from ..contract import Pass
 from ..decision import Decision
 from ..gate.token_cuts import PlaceTokenGates
@@ -38,7 +39,7 @@ from ..graph.signature import signature_of
 from ..harden.distill import output_divergence
 from ..harden.settle_tokens import SettleTokenGates
 from ..sites import DeployedSite
-from .masklora_deploy import ALL, UNIT, TokenDecision, choose_tokens, keep_every_token
+from .masklora_deploy import ALL, UNIT, TokenDecision, choose_tokens, keep_every_token, keep_predictors
 from .masklora_fit import fit_gates
 from .masklora_full import FullAnswer, TrainingForward, set_scores
 from .masklora_schedule import TokenSchedule
@@ -138,10 +139,14 @@ class TokenPruning(Method[MaskLoRA]):
             return keep_every_token(chain, fold=bool(options.fold))
         return choose_tokens(chain, self.config, self.budget, data, options)
 
-    def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:  # noqa: ARG002
-        """The masked graph: what follows a cut still runs on all tokens."""
-        _own(decision)
-        return chain
+    def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:
+        """What follows a cut, on the tokens that it keeps; forms="masked" leaves it on all of them."""
+        dense = not _own(decision).masked or options.forms == "masked"
+        return chain if dense else chain.then(CompactTokens())
+
+    def keep_calibration(self, graph_module: fx.GraphModule, decision: Decision) -> None:
+        """Keep the predictors that deployment fitted."""
+        keep_predictors([gate for _, gate in token_gates(graph_module)], _own(decision).predictors)
 
     def describe(
         self,

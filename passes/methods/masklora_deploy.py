@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from ...errors import BudgetError
 from ...models.configs.masklora import MaskLoRA
 from ...models.hard_token_gate import HardTokenGate
+from ...models.score_predictor import ScorePredictor
 from ...models.token_gate import TokenGate
 from ...models.token_scores import aggregated, normalized
 from ...progress import track
@@ -44,11 +45,12 @@ class TokenDecision(Decision):
 
     Attributes:
         cuts: what each keeps on the calibration data; empty without data.
-        masked: whether tokens are dropped at all.
+        masked: whether tokens are dropped at all; predictors: of every cut, as fitted on the data.
     """
 
     cuts: tuple[CutCalibration, ...] = ()
     masked: bool = True
+    predictors: tuple[ScorePredictor, ...] = ()
 
 
 def keep_every_token(chain: Chain, *, fold: bool) -> tuple[Chain, TokenDecision]:
@@ -82,7 +84,14 @@ def choose_tokens(
     notes = tuple(_achieved(cut) for cut in cuts)
     notes += ("too few tokens for a threshold: cuts choose by top-k",) if cold else ()
     return masked, TokenDecision(
-        budget, ALL, runtime=runtime, recovery=recovery, notes=notes, facts=_facts(config, cuts), cuts=cuts
+        budget,
+        ALL,
+        runtime=runtime,
+        recovery=recovery,
+        notes=notes,
+        facts=_facts(config, cuts),
+        cuts=cuts,
+        predictors=predictors_of(masked.graph),
     )
 
 
@@ -117,11 +126,15 @@ def _recovery(config: MaskLoRA, answers: Sequence[FullAnswer]) -> Recovery | Non
     return Recovery(_LOGITS, bound, SHARE)
 
 
-def keep_predictors(gates: Sequence[TokenGate], hardened: fx.GraphModule) -> None:
-    """Write fitted predictors back into the trained gates."""
-    for gate, hard in zip(gates, hard_gates(hardened), strict=True):
-        if hard.predictor is not None:
-            gate.predictor.load_state_dict(hard.predictor.state_dict())
+def predictors_of(masked: fx.GraphModule) -> tuple[ScorePredictor, ...]:
+    """The predictors of a masked graph, cut by cut; none where scores come from the path."""
+    return tuple(gate.predictor for gate in hard_gates(masked) if gate.predictor is not None)
+
+
+def keep_predictors(gates: Sequence[TokenGate], fitted: Sequence[ScorePredictor]) -> None:
+    """Write fitted predictors back into the trained gates; nothing where none was fitted."""
+    for gate, predictor in zip(gates, fitted, strict=False):
+        gate.predictor.load_state_dict(predictor.state_dict())
 
 
 def _achieved(cut: CutCalibration) -> str:

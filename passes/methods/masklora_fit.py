@@ -17,7 +17,7 @@ from ..harden.distill import mean_divergence, student_and_teacher
 from ..harden.freeze import FreezeRegularization
 from ..harden.token_calibration import calibrate_cuts
 from ..harden.token_gate import HardenTokenGates
-from .masklora_deploy import UNIT, full_answers, keep_predictors, scores_of
+from .masklora_deploy import UNIT, full_answers, keep_predictors, predictors_of, scores_of
 from .method import Batches, FitQuality
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def fit_gates(model: GatedModel, config: MaskLoRA, data: Batches, *, steps: int,
     masked = frozen.then(HardenTokenGates(float(model.methods[config.method].budget or 1), harden)).graph
     cuts = calibrate_cuts(masked, data, scores, select="topk", steps=steps, show=show)
     gates = [gate for _, gate in token_gates(model.graph_module)]
-    keep_predictors(gates, masked)
+    keep_predictors(gates, predictors_of(masked))
     for gate in gates:
         gate.updates.fill_(1)
     return FitQuality(config.method, steps, mean_divergence(masked, teacher, data), cuts[-1].share, UNIT)

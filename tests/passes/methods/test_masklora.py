@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from functools import cache
 from pathlib import Path
@@ -98,6 +99,17 @@ def test_the_loss_is_the_task_s_plus_the_gates() -> None:
     assert all(parameter.grad is not None for parameter in gate.parameters())
 
 
+def test_the_masked_form_can_be_kept_and_a_calibration_too() -> None:
+    gated = copy.deepcopy(trained())
+    fast = gatefx.optimize(gated, data=batches(), forms="masked")
+    assert all(row.name != "CompactTokens" for row in fast.report.passes)
+    gated.methods["masklora"].keep_calibration(gated.graph_module, fast.decisions["masklora"])
+    again = gatefx.optimize(gated)
+
+    batch = batches()[1]
+    torch.testing.assert_close(again(**batch)["logits"], fast(**batch)["logits"], **NEAR)
+
+
 def test_in_eval_mode_it_already_drops_the_deployed_share() -> None:
     gated = trained()
     fast = gatefx.optimize(gated, fold=False)
@@ -112,6 +124,9 @@ def test_deployed_it_equals_the_masked_graph(options: dict[str, Any]) -> None:
 
     for batch in batches(4):
         torch.testing.assert_close(fast(**batch)["logits"], fast.reference(**batch)["logits"], **NEAR)
+    (compacted,) = [row for row in fast.report.passes if row.name == "CompactTokens"]
+    assert len(compacted.fired) == len(options.get("keep", ((1, 0.5),)))
+    assert compacted.declined == ()
     folded = options.get("scores") != "path"
     assert {site.form for site in fast.sites} == {"merged" if folded else "lora"}
 
