@@ -17,9 +17,11 @@ from .onnx_domain import ANY, FLAGS, FLOATS, INDICES, OPSET, bare_node
 def SelectTokens(priority: FLOAT, counts: INT64) -> tuple[INT64, BOOL]:  # noqa: N802  (the ONNX operator's name)
     """The K positions of largest priority in each row, ascending, and which of them are among the row's count."""
     one = op.Constant(value_ints=[1])
-    most = op.Max(op.ReduceMax(counts, keepdims=1), one)
+    # No count is above T; said once more for engines that would read past the row.
+    length = op.Shape(priority, start=1, end=2)
+    most = op.Min(op.Max(op.ReduceMax(counts, keepdims=1), one), length)
     # TopK lists equal values in the order of their positions.
-    _, ranked = op.TopK(priority, most, axis=1, largest=1, sorted=1)
+    _priorities, ranked = op.TopK(priority, most, axis=1, largest=1, sorted=1)
     indices, ranks = op.TopK(ranked, most, axis=1, largest=0, sorted=1)
     valid = op.Less(ranks, op.Unsqueeze(counts, one))
     return indices, valid

@@ -30,12 +30,15 @@ def RoutedLinear(x: FLOAT, weight0: FLOAT, weight1: FLOAT, bias: FLOAT, choice: 
     zero, rest = op.Constant(value_ints=[0]), op.Constant(value_ints=[-1])
     flat = op.Reshape(x, op.Concat(rest, op.Shape(x, start=-1), axis=0))
     chosen = op.Reshape(choice, rest)
-    # The tokens of weight0 first, then those of weight1, each in order; `places` says where each one went.
-    order = op.Concat(op.Reshape(op.NonZero(op.Not(chosen)), rest), op.Reshape(op.NonZero(chosen), rest), axis=0)
+    # The tokens of weight0 first, then those of weight1, each in order; `places` says where each one goes. Counted
+    # and not searched for: some engines have no NonZero.
     numbers = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(chosen)), op.Constant(value_int=1))
-    places = op.ScatterElements(order, order, numbers, axis=0)
-    sorted_rows = op.Gather(flat, order, axis=0)
+    ones = op.CumSum(op.Cast(chosen, to=7), op.Constant(value_int=0))
     zeros = op.Sub(op.Shape(chosen), op.ReduceSum(op.Cast(chosen, to=7), keepdims=1))
+    before = op.Sub(op.Add(zeros, ones), op.Constant(value_ints=[1]))
+    places = op.Where(chosen, before, op.Sub(numbers, ones))
+    order = op.ScatterElements(numbers, places, numbers, axis=0)
+    sorted_rows = op.Gather(flat, order, axis=0)
     first = op.MatMul(op.Slice(sorted_rows, zero, zeros, zero), op.Transpose(weight0, perm=[1, 0]))
     second = op.MatMul(op.Slice(sorted_rows, zeros, op.Shape(chosen), zero), op.Transpose(weight1, perm=[1, 0]))
     answers = op.Add(op.Gather(op.Concat(first, second, axis=0), places, axis=0), bias)
