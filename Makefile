@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,5 +52,12 @@ types: $(VENV)/.fresh
 TYPED := -p gatefx.passes -p gatefx.models -p gatefx.runtime -p gatefx.tools \
 	-m gatefx $(foreach module,config deploy errors exporting preparing progress saving,-m gatefx.$(module))
 
+# Kernels interpreted and graphs built for GPUs; no GPU is needed. In a venv of its own, for its packages are large.
+GPU_VENV ?= .venv-gpu
+gpu-checks:
+	$(MAKE) --no-print-directory VENV=$(GPU_VENV) $(GPU_VENV)/.fresh
+	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[triton,tensorrt]"
+	$(GPU_VENV)/bin/python -m pytest -W error -m "not gpu" tests/runtime/tensorrt tests/runtime/ops
+
 clean:
-	rm -rf $(VENV) .typecheck build *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) .typecheck build *.egg-info

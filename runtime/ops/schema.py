@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .argument_checks import misfit, sizes_agree
 from .cpu import gathered_gated_lora
+from .cuda import cuda_gated_lora
 
 NAMESPACE = "gatefx"
 
@@ -49,6 +50,14 @@ def gated_lora(base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, indices:
     """
     _check_shapes(base, x, lora_a, lora_b, indices, scale)
     return gathered_gated_lora(base, x, lora_a, lora_b, indices, scale)
+
+
+@gated_lora.register_kernel("cuda")
+def _gated_lora_on_cuda(
+    base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, indices: Tensor, scale: Tensor
+) -> Tensor:
+    _check_shapes(base, x, lora_a, lora_b, indices, scale)
+    return cuda_gated_lora(base, x, lora_a, lora_b, indices, scale)
 
 
 @gated_lora.register_fake

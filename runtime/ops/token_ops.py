@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException
 from ...errors import InputError
 from .argument_checks import misfit, sizes_agree
 from .cpu_tokens import Shape, gathered_rows, gathered_shape, is_shared, scattered_rows, sorted_selection, summed_rows
+from .cuda import cuda_gather_tokens, cuda_scatter_tokens
 from .schema import NAMESPACE
 
 
@@ -126,6 +127,11 @@ def gather_tokens(x: Tensor, indices: Tensor, dim: int) -> Tensor:
     return gathered_rows(x, indices, _checked_dim(x, indices, dim))
 
 
+@gather_tokens.register_kernel("cuda")
+def _gather_tokens_on_cuda(x: Tensor, indices: Tensor, dim: int) -> Tensor:
+    return cuda_gather_tokens(x, indices, _checked_dim(x, indices, dim))
+
+
 @gather_tokens.register_fake
 def _gather_tokens_fake(x: Tensor, indices: Tensor, dim: int) -> Tensor:
     return x.new_empty(gathered_shape(x.shape, indices.shape, _checked_dim(x, indices, dim)))
@@ -190,6 +196,12 @@ def scatter_tokens(x: Tensor, indices: Tensor, valid: Tensor, length: int, fill:
     """
     _check_scatter(x, indices, valid)
     return scattered_rows(x, indices, valid, length, fill)
+
+
+@scatter_tokens.register_kernel("cuda")
+def _scatter_tokens_on_cuda(x: Tensor, indices: Tensor, valid: Tensor, length: int, fill: float) -> Tensor:
+    _check_scatter(x, indices, valid)
+    return cuda_scatter_tokens(x, indices, valid, length, fill)
 
 
 @scatter_tokens.register_fake

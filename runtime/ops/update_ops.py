@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .argument_checks import misfit, sizes_agree
 from .cpu_updates import routed_gradients, routed_rows, skipping_lora, tokens_taking
+from .cuda import cuda_routed_linear, cuda_token_gated_lora
 from .schema import NAMESPACE
 
 
@@ -54,6 +55,14 @@ def token_gated_lora(  # noqa: PLR0917  # tensors, in the order of the formula
     """
     _check_lora(base, x, lora_a, lora_b, gram, threshold, scale)
     return skipping_lora(base, x, lora_a, lora_b, gram, threshold, scale)
+
+
+@token_gated_lora.register_kernel("cuda")
+def _token_gated_lora_on_cuda(  # noqa: PLR0917
+    base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, gram: Tensor, threshold: Tensor, scale: Tensor
+) -> Tensor:
+    _check_lora(base, x, lora_a, lora_b, gram, threshold, scale)
+    return cuda_token_gated_lora(base, x, lora_a, lora_b, gram, threshold, scale)
 
 
 @token_gated_lora.register_fake
@@ -106,6 +115,12 @@ def routed_linear(x: Tensor, weight0: Tensor, weight1: Tensor, bias: Tensor | No
     """
     _check_routed(x, weight0, weight1, bias, choice)
     return routed_rows(x, weight0, weight1, bias, choice)
+
+
+@routed_linear.register_kernel("cuda")
+def _routed_linear_on_cuda(x: Tensor, weight0: Tensor, weight1: Tensor, bias: Tensor | None, choice: Tensor) -> Tensor:
+    _check_routed(x, weight0, weight1, bias, choice)
+    return cuda_routed_linear(x, weight0, weight1, bias, choice)
 
 
 @routed_linear.register_fake
