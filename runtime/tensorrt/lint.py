@@ -127,7 +127,8 @@ def _is_size_of(value: str, tensor: str, axis: int, known: _Inlined) -> bool:
     if maker is None or sizes is None or place is None:
         return False
     shape = maker if maker.op_type == "Shape" else known.makers[maker.input[0]]
-    return bool(shape.input[0] == tensor) and place % len(sizes) == axis % len(sizes)
+    same: bool = shape.input[0] == tensor and place % len(sizes) == axis % len(sizes)
+    return same
 
 
 def _axis_read(maker: onnx.NodeProto, known: _Inlined) -> int | None:
