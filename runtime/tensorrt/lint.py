@@ -127,8 +127,7 @@ def _is_size_of(value: str, tensor: str, axis: int, known: _Inlined) -> bool:
     if maker is None or sizes is None or place is None:
         return False
     shape = maker if maker.op_type == "Shape" else known.makers[maker.input[0]]
-    same: bool = shape.input[0] == tensor and place % len(sizes) == axis % len(sizes)
-    return same
+    return bool(shape.input[0] == tensor and place % len(sizes) == axis % len(sizes))
 
 
 def _axis_read(maker: onnx.NodeProto, known: _Inlined) -> int | None:
@@ -157,7 +156,7 @@ def _known(graph: onnx.GraphProto) -> _Inlined:
 
 
 def _has_shape(value: onnx.ValueInfoProto) -> bool:
-    return value.type.tensor_type.HasField("shape")
+    return bool(value.type.tensor_type.HasField("shape"))
 
 
 def _size(dim: onnx.TensorShapeProto.Dimension) -> int | str | None:
