@@ -9,7 +9,7 @@ from .gates import HardRankRouter, RankMask, RankRouter
 from .hard_token_gate import HardTokenGate
 from .modulation import HardModulation, Modulation, SoftModulation
 from .token_gate import TokenGate
-from .token_scores import LayerShift, PathScore
+from .token_scores import LayerShift, LogitShift, PathScore
 from .update_threshold import HardUpdateThreshold, UpdateThreshold
 
 GATE_MODULES: tuple[type[nn.Module], ...] = (
@@ -25,5 +25,6 @@ GATE_MODULES: tuple[type[nn.Module], ...] = (
     TokenGate,
     HardTokenGate,
     LayerShift,
+    LogitShift,
     PathScore,
 )

@@ -9,6 +9,8 @@ Axes: B examples, T tokens, L scored layers, d_out features of a site, r rank di
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -54,6 +56,37 @@ class LayerShift(nn.Module):
         return torch.stack(squares).sum(0).sqrt()
 
 
+class LogitShift(nn.Module):
+    """‖Δα_i‖₂ of one layer's attention logits, restricted to the rank-r factors (§4.1): no (T,T) matrix is built.
+
+    Δα_ij = s_q s_k/√e · (B_q u_i)·(B_k v_j), so with C = B_qᵀB_k and M = Σ_j v_j v_jᵀ its row has the norm
+    s_q s_k/√e · √(uᵀ C M Cᵀ u). What adapters do to the base's own q and k is left out: that takes q and k.
+
+    Args:
+        scale: s_q·s_k; heads: h; how: over heads, "mean" or "max".
+    """
+
+    def __init__(self, scale: float, heads: int, how: str) -> None:
+        super().__init__()
+        self.scale = scale
+        self.heads = heads
+        self.how = how
+
+    def forward(self, mask: Tensor | None, u: Tensor, lora_q: Tensor, v: Tensor, lora_k: Tensor) -> Tensor:
+        """(B,T): mask (B,T) of real keys or None; u, v (B,T,r) of query and key; lora_q, lora_k (d,r)."""
+        precision = torch.promote_types(u.dtype, torch.float32)
+        u, v, lora_q, lora_k = (value.to(precision) for value in (u, v, lora_q, lora_k))
+        keys = v if mask is None else v * mask.to(precision).unsqueeze(-1)
+        moment = keys.transpose(1, 2) @ v  # (B,r,r)
+        width = lora_q.shape[0] // self.heads
+        per_q, per_k = (b.reshape(self.heads, width, b.shape[1]) for b in (lora_q, lora_k))
+        core = per_q.transpose(1, 2) @ per_k  # (h,r,r)
+        spread = torch.einsum("btr,hrs->bhts", u, core)
+        squares = ((spread @ moment.unsqueeze(1)) * spread).sum(-1).clamp_min(0.0)
+        norms: Tensor = squares.sqrt() * (self.scale / math.sqrt(width))
+        return norms.mean(1) if self.how == "mean" else norms.amax(1)
+
+
 def clip_levels(shifts: Tensor, real: Tensor) -> Tensor:
     """P99.5 of each layer over real tokens: shifts (L,B,T), real (B,T) → (L,)."""
     rows = shifts.flatten(1)[:, real.flatten() > 0]
@@ -73,8 +106,9 @@ def normalized(shifts: Tensor, real: Tensor, cap: Tensor | None = None) -> Tenso
     return shifts * real / (EPSILON + mean)
 
 
-def aggregated(scores: Tensor, how: str) -> Tensor:
-    """ŝ_i over the scored layers, "mean" or "max": (L,B,T) → (B,T)."""
+def aggregated(scores: Tensor, how: str, kinds: int = 1) -> Tensor:
+    """ŝ_i over the scored layers, "mean" or "max": (kinds·L,B,T) → (B,T); several kinds of influence first by mean."""
+    scores = scores.reshape(kinds, -1, *scores.shape[1:]).mean(0)
     return scores.mean(0) if how == "mean" else scores.amax(0)
 
 

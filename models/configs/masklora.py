@@ -11,6 +11,7 @@ from ...config import AdapterConfig, is_number
 from ...errors import MethodError
 
 Scores = Literal["predicted", "path"]
+Influence = Literal["hidden", "logits", "mixed"]
 Aggregate = Literal["mean", "max"]
 Select = Literal["topk", "threshold"]
 
@@ -29,6 +30,9 @@ class MaskLoRA(AdapterConfig):
     Scores:
         scores: where deployed scores come from: "predicted" at the cut from the state there, "path" from the LoRA paths
             of the layers before the cut.
+        influence: what LoRA shifts: "hidden" the layers' outputs, "logits" those of attention (low-rank factors alone),
+            "mixed" the mean of both, each normalised.
+        heads: "mean" or "max" of logit shifts.
         aggregate: over the scored layers.
         predictor_width: hidden width of the predictor.
         stop_gradient: no gradients through scores.
@@ -53,6 +57,8 @@ class MaskLoRA(AdapterConfig):
     keep: tuple[tuple[int, float], ...] | None = None
     floor: float = 0.1
     scores: Scores = "predicted"
+    influence: Influence = "hidden"
+    heads: Aggregate = "mean"
     aggregate: Aggregate = "mean"
     predictor_width: int = 64
     stop_gradient: bool = True
@@ -84,9 +90,17 @@ class MaskLoRA(AdapterConfig):
         for field in ("stop_gradient", "recover_if_spike"):
             if not isinstance(getattr(self, field), bool):
                 raise self.out_of_range(field, "True or False")
-        self._check_temperatures()
+        self._check_together()
 
-    def _check_temperatures(self) -> None:
+    @property
+    def kinds(self) -> int:
+        """How many kinds of influence make a score."""
+        return 2 if self.influence == "mixed" else 1
+
+    def _check_together(self) -> None:
+        """Refuse fields that exclude each other."""
+        if self.scores == "path" and self.influence != "hidden":
+            raise self.out_of_range("influence", "'hidden' where scores='path'")
         if not 0.0 < self.temperature_min <= self.temperature:
             raise MethodError(
                 "The temperature falls during training.",
@@ -97,6 +111,8 @@ class MaskLoRA(AdapterConfig):
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "scores": get_args(Scores),
+    "influence": get_args(Influence),
+    "heads": get_args(Aggregate),
     "aggregate": get_args(Aggregate),
     "select": get_args(Select),
 }

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ...models.token_scores import LayerShift
+from ...models.token_scores import LayerShift, LogitShift
 from ..graph.edit import shape_of, tensor_value
 from .updates import before_dropout, has_bias, matrix_of, scaled_update, sum_with_base, update_factors
 
@@ -134,7 +134,9 @@ def readers_of(values: fx.Node, graph_module: fx.GraphModule) -> list[fx.Node]:
 
 
 def _measures(node: fx.Node, graph_module: fx.GraphModule) -> bool:
-    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), LayerShift)
+    return node.op == "call_module" and isinstance(
+        graph_module.get_submodule(str(node.target)), (LayerShift, LogitShift)
+    )
 
 
 def _up_projection(down: fx.Node, graph_module: fx.GraphModule) -> tuple[fx.Node | None, fx.Node | None]:

@@ -24,7 +24,7 @@ from ..find.adapters import Miss
 from ..find.layers import Cut, find_cuts
 from ..report import Outcome
 from .token_gate import InsertTokenGates
-from .token_scores import required_layers
+from .token_scores import required_layers, required_logit_sites
 
 _PART = 4  # a cut after the first quarter of the layers: before it too little is known, after it too little is saved
 
@@ -50,7 +50,10 @@ class PlaceTokenGates(Pass):
         if isinstance(cuts, Miss):
             raise SiteError("The model has no cut.", given=f"{cuts.where}: {cuts.reason}")
         shares = schedule_of(self.config, self.budget, cuts)
-        make = _MakeGate(shares, len(required_layers(graph_module)))
+        layers = required_layers(graph_module)
+        if self.config.influence != "hidden":
+            required_logit_sites(graph_module, layers)
+        make = _MakeGate(shares, self.config.kinds * len(layers))
         outcome = InsertTokenGates(self.config, tuple(shares), make).apply(graph_module)
         if not outcome.fired:
             raise SiteError(

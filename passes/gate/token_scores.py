@@ -24,11 +24,13 @@ from torch import fx
 from ...errors import MethodError, SiteError
 from ...models.configs.masklora import MaskLoRA
 from ...models.token_gate import TokenGate
-from ...models.token_scores import LayerShift, PathScore
+from ...models.token_scores import LayerShift, LogitShift, PathScore
 from ..contract import Pass
 from ..find.adapters import AdapterSite, Miss
+from ..find.layers import find_cuts
+from ..find.logit_sites import LogitSite, find_logit_sites
 from ..find.scored_layers import ScoredLayer, find_scored_layers
-from ..graph.edit import emit, emit_module, own_module, shape_of, tensor_value
+from ..graph.edit import emit, emit_module, get_tensor, own_module, shape_of, tensor_value
 from ..report import Outcome
 
 aten = torch.ops.aten
@@ -41,13 +43,25 @@ _TOKEN_TYPES, _ANSWERS = "token_type_ids", "start_logits"
 
 @dataclass(frozen=True)
 class ShowTokenScores(Pass):
-    """Add the shifts of all scored layers to the outputs."""
+    """Add the shifts of all scored layers to the outputs.
+
+    Attributes:
+        influence: "hidden", "logits" or "mixed" (hidden, then logits); heads: how logit shifts are reduced.
+    """
+
+    influence: str = "hidden"
+    heads: str = "mean"
 
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Measure every layer."""
         graph = graph_module.graph
         output = graph.output_node()
-        shifts = [shift_node(graph_module, layer, origin=self.name) for layer in required_layers(graph_module)]
+        layers = required_layers(graph_module)
+        sites = required_logit_sites(graph_module, layers) if self.influence != "hidden" else ()
+        shifts = []
+        if self.influence != "logits":
+            shifts += [shift_node(graph_module, layer, origin=self.name) for layer in layers]
+        shifts += [logit_node(graph_module, i, site, self.heads, self.name) for i, site in enumerate(sites, 1)]
         with graph.inserting_before(output):
             stacked = emit(graph, aten.stack.default, (shifts,), origin=self.name, like=shifts[0])
         answers = output.args[0]
@@ -166,6 +180,48 @@ def shift_node(graph_module: fx.GraphModule, layer: ScoredLayer, *, origin: str)
         return emit_module(
             graph_module.graph, name, arguments, shape=shape_of(like)[:2], dtype=precision, origin=origin, like=like
         )
+
+
+def required_logit_sites(graph_module: fx.GraphModule, layers: tuple[ScoredLayer, ...]) -> tuple[LogitSite, ...]:
+    """Query and key of every scored layer.
+
+    Raises:
+        SiteError: a layer without them.
+    """
+    sites = find_logit_sites(graph_module, layers)
+    if isinstance(sites, Miss):
+        raise SiteError(
+            "The shift of attention logits cannot be told from the adapters.",
+            given=f"{sites.where}: {sites.reason}",
+            expected="LoRA on separate query and key layers, attention in one operator",
+            remedy="use influence='hidden', or adapt query and key in every layer",
+        )
+    return sites
+
+
+def logit_node(graph_module: fx.GraphModule, index: int, site: LogitSite, heads: str, origin: str) -> fx.Node:
+    """A node ‖Δα_i‖ (B,T) after the later of the two sites."""
+    pair = (site.query, site.key)
+    scale = 1.0
+    for item in pair:
+        scale *= float(_scale_of(graph_module, item))
+    name, like = f"logit_shift_{index}", site.key.down
+    own_module(graph_module, name, LogitShift(scale, site.heads, heads))
+    inputs = {str(node.target): node for node in graph_module.graph.find_nodes(op="placeholder")}
+    arguments = [node for item in pair for node in (_rank_values(item), item.lora_b)]
+    mask = find_cuts(graph_module)
+    real = None if isinstance(mask, Miss) or mask[0].mask is None else inputs[str(mask[0].mask.target)]
+    place = {node: position for position, node in enumerate(graph_module.graph.nodes)}
+    precision = torch.promote_types(tensor_value(like).dtype, torch.float32)
+    with graph_module.graph.inserting_after(max(arguments, key=place.__getitem__)):
+        return emit_module(
+            graph_module.graph, name, (real, *arguments), shape=shape_of(like)[:2], dtype=precision, origin=origin,
+            like=like,
+        )  # fmt: skip
+
+
+def _scale_of(graph_module: fx.GraphModule, site: AdapterSite) -> float:
+    return float(get_tensor(graph_module, str(site.scale.target))) if isinstance(site.scale, fx.Node) else site.scale
 
 
 def _rank_values(site: AdapterSite) -> fx.Node:

@@ -104,7 +104,9 @@ def full_answers(graph_module: fx.GraphModule, data: Batches, *, show: bool | No
 def scores_of(answers: Sequence[FullAnswer], config: MaskLoRA) -> list[Tensor]:
     """ŝ of all layers, batch by batch (B,T), clipped at the data's own P99.5."""
     cap = clip_from(answers) if answers else None
-    return [aggregated(normalized(answer.shifts, answer.real, cap), config.aggregate) for answer in answers]
+    return [
+        aggregated(normalized(answer.shifts, answer.real, cap), config.aggregate, config.kinds) for answer in answers
+    ]
 
 
 def _recovery(config: MaskLoRA, answers: Sequence[FullAnswer]) -> Recovery | None:

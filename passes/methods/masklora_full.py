@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from ...models.configs.masklora import MaskLoRA
 from ...models.token_gate import TokenGate
 from ...models.token_scores import aggregated, clip_levels, normalized
 from ..chain import Chain
@@ -46,10 +47,12 @@ class FullForward:
     """
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
-        settled = Chain(graph_module).then(FreezeRegularization(), SettleTokenGates(), ShowTokenScores())
+        gates = token_gates(graph_module)
+        config = gates[0][1].config if gates else MaskLoRA()
+        show = ShowTokenScores(config.influence, config.heads)
+        settled = Chain(graph_module).then(FreezeRegularization(), SettleTokenGates(), show)
         self.graph = settled.graph
         self.names = signature_of(graph_module).input_names
-        gates = token_gates(graph_module)
         mask = gates[0][0].args[1] if gates else None
         self.mask = str(mask.target) if isinstance(mask, fx.Node) else None
 
@@ -95,7 +98,9 @@ def set_scores(gates: Sequence[TokenGate], answer: FullAnswer) -> None:
     levels = clip_levels(answer.shifts.detach(), answer.real)
     for gate in gates:
         gate.observe_clip(levels)
-        gate.full = aggregated(normalized(answer.shifts, answer.real, gate.cap), gate.config.aggregate)
+        gate.full = aggregated(
+            normalized(answer.shifts, answer.real, gate.cap), gate.config.aggregate, gate.config.kinds
+        )
 
 
 def clip_from(answers: Sequence[FullAnswer]) -> Tensor:

@@ -190,3 +190,30 @@ def test_the_divergence_is_bounded_by_the_scores_of_what_is_dropped() -> None:
 
         assert divergence(whole, kept) <= constant * hat[~mask].sum()
         assert np.delete(hat, best).sum() <= hat[~mask].sum() + 1e-12
+
+
+@pytest.mark.parametrize("how", ["mean", "max"])
+def test_the_shift_of_attention_logits_from_the_low_rank_factors(how: str) -> None:
+    """§4.1, ‖Δα‖₂ from the product restricted to rank-r factors; appendix C, head mean and head max."""
+    inputs = tiny_inputs("bert", batch=3, tokens=7)
+    attach = AttachLora(3, 6.0, 0.0, ("query", "key"))
+    graph = capture(tiny("bert").double(), inputs).graph_module
+    passes = Pipeline((FreezeRegularization(), attach, ShowTokenScores("logits", how)))
+    graph = passes(graph, verify=True).graph_module.eval()
+    for name, parameter in graph.named_parameters():
+        if ".lora_B." in name:
+            nn.init.normal_(parameter, std=0.3)
+    run = Recorded(graph)
+    shifts = run.run(*inputs.values())[TOKEN_SCORES].detach().numpy()
+    sites = {site.name: site for site in find_sites(graph)[0]}
+    real = inputs["attention_mask"].numpy().astype(bool)
+    for layer in range(2):
+        delta = {}
+        for part in ("query", "key"):
+            site = sites[f"bert.encoder.layer.{layer}.attention.self.{part}"]
+            b, a = (get_tensor(graph, str(node.target)).detach().numpy() for node in (site.lora_b, site.lora_a))
+            delta[part] = (run.values[site.x].detach().numpy() @ (2.0 * b @ a).T).reshape(3, 7, 4, 8)
+        alpha = np.einsum("bihe,bjhe->bhij", delta["query"], delta["key"]) / np.sqrt(8)
+        norms = np.sqrt((alpha**2 * real[:, None, None, :]).sum(-1))
+        wanted = norms.mean(1) if how == "mean" else norms.max(1)
+        np.testing.assert_allclose(shifts[layer], wanted, **NEAR)

@@ -118,7 +118,9 @@ def test_in_eval_mode_it_already_drops_the_deployed_share() -> None:
         torch.testing.assert_close(fast(**batch)["logits"], gated(**batch)["logits"], **NEAR)
 
 
-@pytest.mark.parametrize("options", [{}, {"keep": ((0, 0.8), (1, 0.5))}, {"scores": "path"}, {"select": "threshold"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"keep": ((0, 0.8), (1, 0.5))}, {"scores": "path"}, {"select": "threshold"}, {"influence": "mixed"}]
+)
 def test_deployed_it_equals_the_masked_graph(options: dict[str, Any]) -> None:
     fast = gatefx.optimize(trained(**options), data=batches(), verify=True)
 
@@ -244,6 +246,10 @@ def test_decoders_and_unknown_cuts_are_refused() -> None:
         prepared(keep={5: 0.5})
     with pytest.raises(MethodError, match="No adapter stands before the cut"):
         prepared(keep={0: 0.5}, scores="path")
+    with pytest.raises(SiteError, match="LoRA on its query and on its key"):
+        prepared(influence="logits", target_modules=("value",))
+    with pytest.raises(MethodError, match="influence is out of range"):
+        MaskLoRA(scores="path", influence="mixed")
     with pytest.raises(MethodError, match="schedule of cuts"):
         MaskLoRA(keep={1: 0.5, 2: 0.8})
 
