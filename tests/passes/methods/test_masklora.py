@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import BertForQuestionAnswering
 
 import gatefx
 from gatefx.errors import BudgetError, MethodError, SiteError, UntrainedGateError
@@ -280,3 +281,28 @@ def test_spikes_are_run_again_with_every_token_in_torch_and_onnx(tmp_path: Path)
     torch.testing.assert_close(torch.as_tensor(session(**arrays)["logits"]), wanted, rtol=0, atol=2e-5)
     assert (fast.recovered, session.recovered) == (2, 2)
     assert get_share(fast) == 0.5
+
+
+def test_the_question_stays_where_answers_are_spans() -> None:
+    base = tiny("bert")
+    model = BertForQuestionAnswering(base.config).eval()
+    batch = tiny_inputs("bert", batch=3, tokens=12, ragged=False)
+    types = (torch.arange(12) >= torch.tensor([[4], [5], [7]])).long()
+    batch = {**batch, "token_type_ids": types}
+    gated = gatefx.prepare(model, MaskLoRA(rank=4), 0.5, example_inputs=batch).eval()
+    for _, gate in token_gates(gated.graph_module):
+        gate.updates.fill_(1)
+    fast = gatefx.optimize(gated)
+    hard = fast.reference_graph.get_submodule("hard_token_gate_1")
+    seen: list[Any] = []
+    handle = hard.register_forward_hook(lambda _m, _i, answer: seen.append(answer))
+    answer, reference = fast(**batch), fast.reference(**batch)
+    handle.remove()
+
+    priority, counts = seen[-1]
+    assert torch.equal(priority == torch.finfo(priority.dtype).max, types == 0)
+    assert counts.tolist() == [6, 6, 7]
+    kept = answer["start_logits"] > -1e30
+    assert kept.sum(1).tolist() == [6, 6, 7]
+    assert (kept | (types == 1)).all()
+    torch.testing.assert_close(answer["start_logits"][kept], reference["start_logits"][kept], **NEAR)
