@@ -108,7 +108,9 @@ class Gathered:
 
 
 def _combines(source: fx.Node) -> bool:
-    return (is_pointwise(source) or source.target in _OUTER) and not source.kwargs
+    """Whether a value can be computed again from gathered operands."""
+    tensors = all(isinstance(operand.meta["val"], torch.Tensor) for operand in source.all_input_nodes)
+    return tensors and (is_pointwise(source) or source.target in _OUTER) and not source.kwargs
 
 
 def _along(want: Want, axes: frozenset[int]) -> Want:

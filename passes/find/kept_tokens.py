@@ -161,7 +161,7 @@ class _Walk:
     def _apply(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
         """Operators that work place by place."""
         rule = rule_of(node)
-        if rule is None or node.target in _SHAPED_AS:
+        if rule is None:
             raise _Impossible(f"{node.target} is not known to leave tokens apart")
         found = NOWHERE
         for source in carriers:
@@ -173,6 +173,8 @@ class _Walk:
         if is_pointwise(node) or node.target in _ALIGNED:
             for source in node.all_input_nodes:
                 self._want(node, source, found - self._looked_up(node, source), rank_of(node))
+        elif node.target in _SHAPED_AS:
+            self._want(node, node.all_input_nodes[-1], found, rank_of(node))
         elif node.target is aten.stack.default and len(carriers) != len(node.all_input_nodes):
             raise _Impossible("it stacks tokens on what are none")
         return found

@@ -13,6 +13,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor, fx
 
+from gatefx.errors import CaptureError
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.compact.tokens import CompactTokens
 from gatefx.passes.graph.legality import check_legality
@@ -20,13 +21,19 @@ from gatefx.passes.graph.signature import signature_of
 from gatefx.passes.lower.onnx import lower_to_onnx
 
 FAST = ["bert", "deberta-v2", "modernbert", "t5", "vit"]
-SLOW = ["roberta", "distilbert", "electra", "mpnet", "albert", "bart"]
+SLOW = [
+    *("roberta", "distilbert", "electra", "mpnet", "albert", "bart", "xlm-roberta", "camembert", "ernie", "rembert"),
+    *("deberta", "big_bird", "roformer", "mt5", "mbart", "pegasus", "deit"),
+]
 CUTS = {"one": {1: 0.5}, "two": {0: 0.7, 1: 0.5}}
+SLOW_CASE = pytest.mark.slow
 CASES = [
     *((family, "two") for family in FAST),
-    *(pytest.param(family, "one", marks=pytest.mark.slow) for family in FAST),
-    *(pytest.param(family, cuts, marks=pytest.mark.slow) for family in SLOW for cuts in CUTS),
+    *(pytest.param(family, "one", marks=SLOW_CASE) for family in FAST),
+    *(pytest.param(family, cuts, marks=SLOW_CASE) for family in SLOW for cuts in CUTS),
 ]
+# Its additive mask (B, 1, 1, K) makes torch.export ask whether K is 1, which only data says.
+NOT_LOWERED = pytest.mark.xfail(raises=CaptureError, strict=True, reason="export guards on an unbacked size")
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +58,7 @@ def inputs(family: str, dtype: torch.dtype, batch: int, tokens: int, seed: int =
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in given.items()}
 
 
-@pytest.mark.parametrize(("family", "cuts"), CASES)
+@pytest.mark.parametrize(("family", "cuts"), [*CASES, pytest.param("layoutlm", "two", marks=SLOW_CASE)])
 def test_compacted_is_masked_on_kept_tokens(family: str, cuts: str, graphs: Any, tolerance: Any) -> None:
     @settings(max_examples=15, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
     @given(
@@ -71,7 +78,7 @@ def test_compacted_is_masked_on_kept_tokens(family: str, cuts: str, graphs: Any,
     holds()
 
 
-@pytest.mark.parametrize(("family", "cuts"), CASES)
+@pytest.mark.parametrize(("family", "cuts"), [*CASES, pytest.param("layoutlm", "two", marks=[SLOW_CASE, NOT_LOWERED])])
 def test_onnx_runtime_agrees(family: str, cuts: str, graphs: Any, tolerance: Any) -> None:
     masked, compacted = graphs(family, cuts, torch.float32)
     names = signature_of(compacted).outputs
