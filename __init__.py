@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from . import methods
     from .deploy import optimize
     from .errors import GatefxError
     from .exporting import export, load
@@ -36,10 +37,12 @@ _HOMES = {
     "prepare": "preparing",
 }
 
-__all__ = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "optimize", "prepare"]
+__all__ = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "methods", "optimize", "prepare"]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "methods":
+        return importlib.import_module(".methods", __name__)
     if name in _HOMES:
         return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -126,7 +126,7 @@ def _own_adapters(methods: Sequence[Method[Any]]) -> Pass:
             "Methods on one model gate one kind of adapter.",
             given=", ".join(f"{name} on {kind}" for name, kind in kinds.items()),
             expected="LoRA for all of them",
-            remedy='pass GateRA(update="lora") of gatefx.models.configs.gatera instead of "gatera"',
+            remedy='pass gatefx.methods.GateRA(update="lora") instead of "gatera"',
         )
     return next(iter(passes.values()))
 

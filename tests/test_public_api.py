@@ -8,8 +8,9 @@ import sys
 import pytest
 
 import gatefx
+from gatefx.models.configs.catalogue import METHODS
 
-PUBLIC = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "optimize", "prepare"]
+PUBLIC = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "methods", "optimize", "prepare"]
 
 
 def test_public_names_are_these() -> None:
@@ -26,6 +27,13 @@ def test_every_name_is_there_and_documented(name: str) -> None:
     assert value.__doc__
 
 
+def test_every_method_has_its_config_under_one_name() -> None:
+    configs = {type(config).__name__ for config in METHODS.values()}
+
+    assert set(gatefx.methods.__all__) == configs
+    assert gatefx.methods.CCM is gatefx.CCM
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="optimise"):
         _ = gatefx.optimise
@@ -33,7 +41,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 
 def test_importing_gatefx_imports_nothing_heavy() -> None:
     code = (
-        "import sys, gatefx; gatefx.__version__; gatefx.CCM(); gatefx.GatefxError;"
+        "import sys, gatefx; gatefx.__version__; gatefx.CCM(); gatefx.methods.MaskLoRA(); gatefx.GatefxError;"
         "print([m for m in ('torch','transformers','peft','numpy','onnx','onnxruntime','sympy') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

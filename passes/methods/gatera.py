@@ -191,7 +191,7 @@ def _own_kind(config: GateRA, graph_module: fx.GraphModule) -> bool:
             f"gatera is to gate {_NAMES[config.update]}, and the model carries {_NAMES[other]}.",
             given=f"update={config.update!r}, {sites[0].name} with {_NAMES[other]}",
             expected=f"GateRA(update={other!r}), or a model without adapters",
-            remedy=f'pass GateRA(update="{other}") of gatefx.models.configs.gatera; beside other methods it gates LoRA',
+            remedy=f'pass method=gatefx.methods.GateRA(update="{other}"); beside other methods it gates LoRA',
         )
     return True
 
