@@ -109,8 +109,12 @@ class Case {
           gram[size_t(i * rank + j)] += Real<Store>(lora_b.at(o * rank + i) * lora_b.at(o * rank + j));
     const Gate<Store> gate{gram.data(), Real<Store>(threshold)};
     run_token_gated<Store>(io, a.data(), b.data(), rank, gate, Real<Store>(kScale), Serial{});
-    // Thresholds of nothing and of more than there is, so that rounding never decides.
-    return agrees([&](int64_t) { return std::vector<double>(size_t(rank), threshold > 0 ? 0.0 : 1.0); });
+    // Thresholds of nothing and of more than there is, so that rounding never decides; a base of zeros always takes.
+    return agrees([&](int64_t row) {
+      double squares = 0;
+      for (int64_t o = 0; o < d_out; ++o) squares += std::pow(double(widened(before[size_t(row * d_out + o)])), 2);
+      return std::vector<double>(size_t(rank), threshold > 0 && squares > 0 ? 0.0 : 1.0);
+    });
   }
 
  private:

@@ -14,6 +14,14 @@
 #else
 #define GATEFX_UNROLL _Pragma("GCC unroll 16")
 #endif
+// Keeps a vector that several sums use from being read from memory once for each of them.
+#if defined(__x86_64__)
+#define GATEFX_IN_REGISTER(value) asm("" : "+x"(value))
+#elif defined(__aarch64__)
+#define GATEFX_IN_REGISTER(value) asm("" : "+w"(value))
+#else
+#define GATEFX_IN_REGISTER(value) (void)0
+#endif
 #define GATEFX_TEXT_(name) #name
 #define GATEFX_TEXT(name) GATEFX_TEXT_(name)
 

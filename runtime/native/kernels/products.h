@@ -5,9 +5,6 @@
 //
 // Every sum runs in the same order whichever tile it falls in, so a token's result does not depend on its neighbours.
 
-// Bytes ahead of the current position that are asked for while arithmetic runs.
-constexpr int64_t kAhead = 512;
-
 template <int kTokens, int kRanks, class Store>
 GATEFX_INLINE void down_tile(const Store* x, int64_t d_in, const Real<Store>* const* a, Real<Store> scale,
                              Real<Store>* u, int64_t stride) {
@@ -17,7 +14,8 @@ GATEFX_INLINE void down_tile(const Store* x, int64_t d_in, const Real<Store>* co
     Vector<Real<Store>> row[kTokens];
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) row[t] = read_x(x + t * d_in);
     GATEFX_UNROLL for (int j = 0; j < kRanks; ++j) {
-      const Vector<Real<Store>> direction = read_a(a[j]);
+      Vector<Real<Store>> direction = read_a(a[j]);
+      GATEFX_IN_REGISTER(direction);
       GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) total[t][j] += row[t] * direction;
     }
   };
@@ -63,8 +61,10 @@ struct Places {
   const Real<Store>* u[GATEFX_UP_TOKENS];
 };
 
+// `u` (rank, kTokens): the numbers that one step needs lie together.
 template <int kTokens, int kColumns, class Store, class Read, class Write>
-GATEFX_INLINE void up_tile(const Places<Store>& at, const Directions<Store>& use, int64_t i, Read read, Write write) {
+GATEFX_INLINE void up_tile(const Places<Store>& at, const Directions<Store>& use, const Real<Store>* u, int64_t i,
+                           Read read, Write write) {
   constexpr int kWidth = kLanes<Real<Store>>;
   Vector<Real<Store>> total[kTokens][kColumns];
   GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
@@ -72,9 +72,12 @@ GATEFX_INLINE void up_tile(const Places<Store>& at, const Directions<Store>& use
   }
   for (int64_t j = 0; j < use.rank; ++j) {
     Vector<Real<Store>> direction[kColumns];
-    GATEFX_UNROLL for (int c = 0; c < kColumns; ++c) direction[c] = read(use.b[j] + i + c * kWidth);
+    GATEFX_UNROLL for (int c = 0; c < kColumns; ++c) {
+      direction[c] = read(use.b[j] + i + c * kWidth);
+      GATEFX_IN_REGISTER(direction[c]);
+    }
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
-      const Vector<Real<Store>> weight = splat(at.u[t][j]);
+      const Vector<Real<Store>> weight = splat(u[j * kTokens + t]);
       GATEFX_UNROLL for (int c = 0; c < kColumns; ++c) total[t][c] += weight * direction[c];
     }
   }
@@ -88,14 +91,17 @@ GATEFX_INLINE void up_tokens(const Places<Store>& at, const Directions<Store>& u
   constexpr int kWidth = kLanes<Real<Store>>;
   auto read = [](const auto* from) GATEFX_INLINE_LAMBDA { return load(from); };
   auto write = [](auto* to, auto value) GATEFX_INLINE_LAMBDA { store(to, value); };
+  Real<Store> u[kTokens * kMaxRank];
+  for (int64_t j = 0; j < use.rank; ++j)
+    for (int t = 0; t < kTokens; ++t) u[j * kTokens + t] = at.u[t][j];
   int64_t i = 0;
   for (; i + GATEFX_UP_COLUMNS * kWidth <= d_out; i += GATEFX_UP_COLUMNS * kWidth)
-    up_tile<kTokens, GATEFX_UP_COLUMNS>(at, use, i, read, write);
-  for (; i + kWidth <= d_out; i += kWidth) up_tile<kTokens, 1>(at, use, i, read, write);
+    up_tile<kTokens, GATEFX_UP_COLUMNS>(at, use, u, i, read, write);
+  for (; i + kWidth <= d_out; i += kWidth) up_tile<kTokens, 1>(at, use, u, i, read, write);
   if (i < d_out) {
     const int64_t left = d_out - i;
     auto read_some = [left](const auto* from) GATEFX_INLINE_LAMBDA { return load_some(from, left); };
     auto write_some = [left](auto* to, auto value) GATEFX_INLINE_LAMBDA { store_some(to, left, value); };
-    up_tile<kTokens, 1>(at, use, i, read_some, write_some);
+    up_tile<kTokens, 1>(at, use, u, i, read_some, write_some);
   }
 }

@@ -1,4 +1,4 @@
-// Memory that may fail to be had without throwing.
+// Memory that may fail to be had without throwing. It begins with a cache line, so that no vector straddles two.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -19,13 +19,15 @@ class Buffer {
     std::free(data_);
     data_ = nullptr;
     if (count < 0 || uint64_t(count) > SIZE_MAX / 2 / sizeof(Value)) return false;
-    data_ = static_cast<Value*>(std::malloc(sizeof(Value) * size_t(count > 0 ? count : 1)));
+    const size_t lines = (sizeof(Value) * size_t(count)) / kLine + 1;
+    data_ = static_cast<Value*>(std::aligned_alloc(kLine, lines * kLine));
     return data_ != nullptr;
   }
   Value* data() { return data_; }
   const Value* data() const { return data_; }
 
  private:
+  static constexpr size_t kLine = 64;
   Value* data_ = nullptr;
 };
 
