@@ -4,7 +4,7 @@
     operators/             what fits together and what runs in parallel, for any runtime
     onnxruntime_binding/   a custom-operator library that needs no header of ONNX Runtime
     torch_binding/         torch operators on torch's stable interface
-    checks/                a fuzzer for sanitizers, and the proof of the hand-written interface
+    checks/                a fuzzer for sanitizers
 
 Nothing is compiled or loaded by importing this package; without the libraries every operator runs as it did.
 """

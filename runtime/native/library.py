@@ -49,6 +49,8 @@ def native_status(runtime: Runtime) -> NativeStatus:
         library = NativeLibrary(path)
     except OSError as error:
         return NativeStatus(False, f"it does not load: {error}", path)
+    except AttributeError as error:
+        return NativeStatus(False, f"{path} is no library of gatefx: {error}; run `{BUILD}`", path)
     if library.abi_version != ABI_VERSION:
         found = f"its interface has version {library.abi_version}, this gatefx needs {ABI_VERSION}; run `{BUILD}`"
         return NativeStatus(False, found, path)
@@ -60,10 +62,12 @@ class NativeLibrary:
 
     Raises:
         OSError: the file is no library, or needs one that is not there.
+        AttributeError: it lacks our entry points.
     """
 
     def __init__(self, path: Path) -> None:
         self._library = ctypes.CDLL(str(path))
+        self._library.gatefx_abi_version.restype = ctypes.c_int
         self._library.gatefx_isa.restype = ctypes.c_char_p
         self._library.gatefx_isas.restype = ctypes.POINTER(ctypes.c_char_p)
         self._library.gatefx_use_isa.argtypes = [ctypes.c_char_p]

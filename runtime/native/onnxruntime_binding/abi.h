@@ -1,7 +1,7 @@
 // The part of ONNX Runtime's stable C interface that a custom-operator library needs, written by hand.
 //
 // OrtApi is a table of function pointers that only ever grows at its end, and OrtCustomOp a struct that does the same,
-// so this view holds for every runtime from 1.18 on. `check_abi.cpp` proves the numbers against the real header.
+// so this view holds for every runtime from 1.18 on.
 #pragma once
 #include <cstddef>
 #include <cstdint>

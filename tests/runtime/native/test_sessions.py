@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 import gatefx
 from gatefx.errors import ProviderError
 from gatefx.models.tiny import tiny, tiny_inputs
-from gatefx.runtime.native.places import SWITCH
+from gatefx.runtime.native.library import ABI_VERSION
+from gatefx.runtime.native.places import FILES, SWITCH
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +59,34 @@ def test_missing_kernels_are_named_or_refused(exported: Path, tmp_path: Path, mo
         gatefx.load(exported, native=True)
 
 
+_STUB = """
+#define EXPORT extern "C" __attribute__((visibility("default")))
+static const char* const names[] = {"baseline", nullptr};
+EXPORT int gatefx_abi_version() { return %d; }
+EXPORT const char* gatefx_isa() { return names[0]; }
+EXPORT const char* const* gatefx_isas() { return names; }
+EXPORT int gatefx_use_isa(const char*) { return 0; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [(_STUB % ABI_VERSION, "RegisterCustomOps"), (_STUB % 99, "version 99"), ("int nothing;", "no library of gatefx")],
+)
 def test_a_library_that_is_none_is_named_or_refused(
-    exported: Path, native: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, words: str, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The one for torch has our entry points but not ONNX Runtime's.
-    (tmp_path / "libgatefx_onnxruntime.so").write_bytes((native / "libgatefx_torch.so").read_bytes())
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no library without a compiler")
+    (tmp_path / "stub.cpp").write_text(source)
+    target = tmp_path / FILES["onnxruntime"]
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", str(target), str(tmp_path / "stub.cpp")], check=True)
     monkeypatch.setenv(SWITCH, str(tmp_path))
-    assert "does not take" in gatefx.load(exported).native.reason
-    with pytest.raises(ProviderError, match="RegisterCustomOps"):
+
+    status = gatefx.load(exported).native
+
+    assert not status.active
+    assert words in status.reason
+    with pytest.raises(ProviderError, match=words):
         gatefx.load(exported, native=True)
