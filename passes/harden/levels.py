@@ -11,16 +11,35 @@ from torch import Tensor
 #: Share of tokens×sites within which a budget counts as met.
 NEAR = 0.002
 
+#: How far apart scores are that differ by more than rounding, relative to the largest.
+_ROUNDING = 1e-5
+
 _SHARES = tuple(round(0.05 * step, 2) for step in range(1, 21))
 
 
 def level_for(scores: Mapping[str, Tensor], budget: float) -> float:
-    """The level that a share `budget` of all scores reaches, halfway to the next smaller one."""
+    """The level that a share `budget` of all scores reaches, in the middle of the widest gap within `NEAR` of it.
+
+    Scores that are equal but for rounding (a token that all examples share) are never told apart: engines that round
+    differently would decide differently. Where all near ones are, the nearest clear gap is taken.
+    """
     ranked = torch.cat(list(scores.values())).double().sort(descending=True).values
     kept = min(max(round(budget * len(ranked)), 1), len(ranked))
     if kept == len(ranked):
         return float(np.nextafter(np.float32(ranked[-1]), np.float32(-np.inf)))
-    return float((ranked[kept - 1] + ranked[kept]) / 2)
+    gap = _gap_near(ranked, kept)
+    return float((ranked[gap] + ranked[gap + 1]) / 2)
+
+
+def _gap_near(ranked: Tensor, kept: int) -> int:
+    """Which gap of the falling scores (n,) separates about `kept` of them: i lies between i and i + 1."""
+    gaps = ranked[:-1] - ranked[1:]
+    distance = (torch.arange(1, len(ranked)) - kept).abs()
+    widest = int(torch.where(distance <= NEAR * len(ranked), gaps, -1.0).argmax())
+    clear = gaps > _ROUNDING * ranked.abs().max()
+    if clear[widest] or not clear.any():
+        return widest
+    return int(torch.where(clear, distance, len(ranked)).argmin())
 
 
 def share_above(scores: Mapping[str, Tensor], level: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ def test_sites_are_ranked_by_rising_sparsity() -> None:
         "threshold": 0.125,
         "form": "skipping",
     }
-    console = Console(width=100, record=True, quiet=True)
+    console = Console(width=100, record=True, file=io.StringIO())
     console.print(sparsity_table(rows))
     printed = console.export_text()
     assert "75.0%" in printed

@@ -69,9 +69,7 @@ def test_peft_s_other_low_rank_kinds(config: Any, tensors: set[str]) -> None:
     assert sites[0].rank in (4, 6)
 
 
-@pytest.mark.parametrize(
-    "config", [LoraConfig(r=4, target_modules=["query"]), HiraConfig(r=4, target_modules=["query"])]
-)
+@pytest.mark.parametrize("kind", [LoraConfig, HiraConfig])
 def test_known_kinds_are_left_to_their_own_finders(kind: Any) -> None:
     model = get_peft_model(tiny("bert"), kind(r=4, target_modules=["query"]))
     assert find_added_sites(capture(model, tiny_inputs("bert", batch=3, tokens=9)).graph_module) == ()
