@@ -229,6 +229,8 @@ def fit_untrained(
 ) -> None:
     """Fit the gates that were never trained, method after method; those that keep everything need none.
 
+    How well that went stands in the report: a note for people, `facts["fitted"][method]` for programs.
+
     Raises:
         UntrainedGateError: there is no data to fit them on.
     """
@@ -244,7 +246,15 @@ def fit_untrained(
                 remedy="call schedule.step() after each optimiser step while training, or pass data=[batch, …]",
             )
         quality = method.fit(gated, batches, steps=steps, show=progress)
-        gated.report = gated.report.extended(notes=(str(quality),))
+        gated.report = gated.report.extended(
+            notes=(str(quality),), facts={"fitted": {**_fitted(gated), name: quality.to_json(method.budget)}}
+        )
+
+
+def _fitted(gated: GatedModel) -> Mapping[str, object]:
+    """What the report says of gates fitted so far, by method."""
+    found = gated.report.facts.get("fitted", {})
+    return found if isinstance(found, Mapping) else {}
 
 
 def _workload(workload: tuple[int, int] | None, batches: Sequence[Mapping[str, Tensor]] | None) -> Workload:

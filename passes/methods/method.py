@@ -73,6 +73,16 @@ class FitQuality:
     achieved: float
     unit: str
 
+    def to_json(self, budget: float | None) -> dict[str, object]:
+        """Plain data for a report's facts, beside the budget that was aimed at."""
+        return {
+            "steps": self.steps,
+            "divergence": self.divergence,
+            "budget": budget,
+            "achieved": self.achieved,
+            "unit": self.unit,
+        }
+
     def __str__(self) -> str:
         how = f"by distillation in {self.steps} steps" if self.steps else "in closed form"
         return (

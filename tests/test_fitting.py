@@ -1,0 +1,98 @@
+"""Gates that were never trained are fitted on unlabelled data, alone, and the report says how near they come."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import gatefx
+from gatefx.errors import UntrainedGateError
+from gatefx.models.configs.catalogue import METHODS
+from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.passes.deployed import DeployedModel
+
+peft = pytest.importorskip("peft")
+
+DATA = [tiny_inputs("bert", batch=8, tokens=9, seed=seed) for seed in range(4)]
+#: Half of what there is.
+BUDGETS: dict[str, Any] = {"ccm": 4, "tspeft": 0.5, "gatera": 0.5, "masklora": 0.5, "weightlora": 3}
+NAMES = [name for name in METHODS if name != "weightlora+"]
+STEPS = 4
+
+
+def lora() -> nn.Module:
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=["query", "value", "intermediate.dense"])
+    model = peft.get_peft_model(tiny("bert"), config)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    return model.eval()
+
+
+def config_of(name: str) -> Any:
+    return dataclasses.replace(METHODS[name], update="lora") if name == "gatera" else METHODS[name]
+
+
+@cache
+def fitted(name: str) -> DeployedModel:
+    return gatefx.optimize(lora(), config_of(name), BUDGETS[name], data=DATA, distill_steps=STEPS, progress=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_report_says_how_near_fitted_gates_come(name: str) -> None:
+    fast = fitted(name)
+    quality = json.loads(json.dumps(fast.report.to_json()))["facts"]["fitted"][name]
+
+    assert 0 <= quality["divergence"] < math.inf
+    assert quality["budget"] == BUDGETS[name] == fast.budget
+    assert quality["steps"] == (0 if name == "weightlora" else STEPS)
+    assert 0 < quality["achieved"] < math.inf
+    assert quality["unit"]
+    assert f"{name}: gates fitted" in str(fast.report)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fitting_moves_gates_alone_and_shows_a_bar_where_it_is_asked_to(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = lora()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    fast = gatefx.optimize(model, config_of(name), BUDGETS[name], data=DATA, distill_steps=2, progress=True)
+
+    shown = capsys.readouterr()
+    assert shown.err.strip()
+    assert not shown.out
+    after = model.state_dict()
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    for batch in DATA:
+        torch.testing.assert_close(fast(**batch).logits, fast.reference(**batch).logits, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_data_untrained_gates_are_refused(name: str) -> None:
+    with pytest.raises(UntrainedGateError, match="data="):
+        gatefx.optimize(lora(), config_of(name), BUDGETS[name])
+
+
+def test_several_methods_are_fitted_one_after_the_other() -> None:
+    methods = [config_of(name) for name in ("weightlora", "ccm", "gatera")]
+    fast = gatefx.optimize(lora(), methods, {"ccm": 4, "gatera": 0.5}, data=DATA, distill_steps=5, progress=False)
+
+    assert list(fast.report.to_json()["facts"]["fitted"]) == ["weightlora", "ccm", "gatera"]
+
+
+def test_trained_gates_are_not_fitted_again() -> None:
+    gated = gatefx.prepare(lora(), "ccm", budget=4, example_inputs=DATA[0])
+    schedule = gated.schedule(1)
+    gated(**DATA[0], labels=torch.arange(8) % 2).loss.backward()
+    schedule.step()
+
+    assert "fitted" not in gatefx.optimize(gated, data=DATA).report.facts
