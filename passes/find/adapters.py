@@ -20,8 +20,8 @@ import torch
 from torch import fx
 
 from ...models.token_scores import LayerShift, LogitShift
-from ..graph.edit import shape_of, tensor_value
-from .updates import before_dropout, has_bias, matrix_of, scaled_update, sum_with_base, update_factors
+from ..graph.edit import tensor_value
+from .updates import before_dropout, has_bias, leads_with_batch, matrix_of, scaled_update, sum_with_base, update_factors
 
 aten = torch.ops.aten
 _BRANCH_NAMES = ("lora_A", "lora_B", "lora_E", "lora_embedding_A", "lora_magnitude_vector")
@@ -116,7 +116,7 @@ def _match(down: fx.Node, graph_module: fx.GraphModule) -> AdapterSite | Miss | 
     )
     if has_bias(down) or has_bias(up):
         joined = "its A or B has a bias, which no rank direction carries and a shut gate would leave on"
-    if not isinstance(joined, str) and not isinstance(shape_of(x)[0], torch.SymInt):
+    if not isinstance(joined, str) and not leads_with_batch(x):
         joined = "the leading axis of its input is not the batch, so one gate per example has no place"
     if isinstance(joined, str):
         return Miss(str(lora_a.target).rpartition(".lora_")[0], joined) if named else None

@@ -109,3 +109,9 @@ def _layer_weight(base: fx.Node, x: fx.Node) -> fx.Node | None:
     flat, weight = inner.args[1], inner.args[2]
     reads_x = isinstance(flat, fx.Node) and flat.args[0] is x
     return weight if reads_x and isinstance(weight, fx.Node) and weight.op == "get_attr" else None
+
+
+def leads_with_batch(node: fx.Node) -> bool:
+    """Whether a value's first axis is the batch, and not a constant or the batch's tokens in one row (B·T)."""
+    first = shape_of(node)[0]
+    return isinstance(first, torch.SymInt) and bool(first.node.expr.is_Symbol)

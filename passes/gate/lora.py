@@ -19,6 +19,7 @@ from ...errors import PassError
 from ..contract import Pass
 from ..find.adapters import find_sites, named_as_adapter
 from ..find.linears import Linear, find_linears, select_targets
+from ..find.updates import leads_with_batch
 from ..graph.edit import emit, emit_attribute, emit_module, get_tensor, own_module, own_tensor, shape_of, tensor_value
 from ..report import Declined, Outcome
 
@@ -128,6 +129,6 @@ def _obstacle(linear: Linear, rank: int) -> str | None:
     """Why a linear cannot carry a low-rank update of this rank."""
     if rank >= min(linear.d_in, linear.d_out):
         return f"rank {rank} is no smaller than the {linear.d_out}x{linear.d_in} layer"
-    if not isinstance(shape_of(linear.x)[0], torch.SymInt):
+    if not leads_with_batch(linear.x):
         return "the leading axis of its input is not the batch"
     return None
