@@ -158,16 +158,25 @@ def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
 
 
 @app.command()
-def inspect(
+def inspect(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     folder: Annotated[Path, typer.Argument(help="An exported model, or saved gates.", show_default=False)],
     sparsity: Annotated[
         bool, typer.Option("--sparsity", help="Rank sites by the share of tokens that skip their update.")
     ] = False,
+    text: Annotated[str | None, typer.Option(help="A sentence: --html shows which of its tokens are kept.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for the heat map of --text; needs saved gates.")] = None,
+    base: Base = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Check every file of a folder and show its sites, ranks, passes and notes."""
+    if (text is None) != (html is None):
+        raise typer.BadParameter("--text and --html go together")
     with reported(debug):
+        if text is not None and html is not None:
+            from .inspect_text import write_text_map
+
+            write_text_map(folder, text, html, base=base)
         from .console import output
         from .inspect import describe, show
         from .inspect_sparsity import sparsity_json, sparsity_rows, sparsity_table

@@ -105,9 +105,9 @@ def _retention(layer: str, facts: Mapping[str, Any]) -> float:
     """Share of the tokens that are left when a layer begins: that of the last cut above it."""
     number = layer.rpartition(".")[2]
     share = 1.0
-    for done, kept in facts.get("masklora", {}).get("retention", ()):
-        if number.isdigit() and int(number) >= int(done):
-            share = float(kept)
+    for cut in facts.get("masklora", {}).get("cuts", ()):
+        if number.isdigit() and int(number) >= int(cut["layer"]):
+            share = float(cut["share"])
     return share
 
 

@@ -22,7 +22,7 @@ COMPILING = {
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset"},
     ("optimize",): COMPILING,
-    ("inspect",): {"--debug", "--json", "--sparsity"},
+    ("inspect",): {"--base", "--debug", "--html", "--json", "--sparsity", "--text"},
     ("doctor",): {"--debug", "--json"},
     ("build-native",): {"--debug"},
     ("demo",): {"--debug", "--fast", "--out", "--overwrite", "--seed"},

@@ -40,7 +40,7 @@ def test_figures_are_means_over_a_layer_s_live_sites() -> None:
 
 def test_retention_is_that_of_the_last_cut_above_the_layer() -> None:
     sites = [site(f"encoder.layer.{index}.query") for index in range(4)]
-    facts = {"masklora": {"retention": [[1, 0.7], [3, 0.5]]}}
+    facts = {"masklora": {"cuts": [{"layer": 1, "share": 0.7}, {"layer": 3, "share": 0.5}]}}
 
     assert [row.retention for row in layer_rows(sites, facts)] == [1.0, 0.7, 0.7, 0.5]
 
