@@ -158,7 +158,7 @@ def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
 
 
 @app.command()
-def inspect(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
+def inspect(  # noqa: PLR0917  # every parameter is an option of the command
     folder: Annotated[Path, typer.Argument(help="An exported model, or saved gates.", show_default=False)],
     sparsity: Annotated[
         bool, typer.Option("--sparsity", help="Rank sites by the share of tokens that skip their update.")
