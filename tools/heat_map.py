@@ -112,8 +112,8 @@ def _updates(model: DeployedModel, seen: Mapping[fx.Node, Any]) -> list[HeatRow]
             taken = answers.get(gate)
             if taken is not None:
                 layers.setdefault(layer_of(site) or site, []).append(taken)
-        for layer, taken in layers.items():
-            mean = torch.stack(taken).float().mean(0)
+        for layer, decided in layers.items():
+            mean = torch.stack(decided).float().mean(0)
             rows.append(HeatRow(f"{name}: {layer.rpartition('.')[2]}", "updated", tuple(mean.tolist())))
     return rows
 
