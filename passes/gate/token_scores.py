@@ -91,8 +91,9 @@ class FeedTokenGates(Pass):
         protected = self._protected(graph_module, inputs.get(_TOKEN_TYPES), gates[0][0] if gates else None)
         for index, (node, module) in enumerate(gates):
             path = self._path(graph_module, node, module, layers, made) if layers else None
-            given = (*node.args, protected, path, real if index else None)
-            node.args = given[: max(i for i, value in enumerate(given) if value is not None) + 1]
+            given = (protected, path, real if index else None)
+            needed = max((count for count, value in enumerate(given, 1) if value is not None), default=0)
+            node.args = (*node.args, *given[:needed])
         return Outcome(tuple(str(node.target) for node, _ in gates if len(node.args) > 2))  # noqa: PLR2004
 
     def _protected(self, graph_module: fx.GraphModule, types: fx.Node | None, gate: fx.Node | None) -> fx.Node | None:
