@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
 from ..errors import InputError
 from ..models.regularization import AttentionDropout
+from ..models.token_scores import LayerShift
 from .graph.signature import signature_of
 
 Size = int | torch.SymInt
@@ -124,8 +125,8 @@ def _input_names(graph_module: fx.GraphModule) -> dict[sympy.Symbol, str]:
 def _flops(graph_module: fx.GraphModule, node: fx.Node) -> sympy.Expr | None:
     """The expression of one node; None where it computes no product."""
     value = node.meta.get("val")
-    if node.op == "call_module" and isinstance(value, Tensor):
-        return _expression(_module_flops(graph_module.get_submodule(str(node.target)), node, value))
+    if node.op == "call_module":
+        return _expression(_module_flops(graph_module.get_submodule(str(node.target)), node))
     if node.op != "call_function" or not isinstance(value, Tensor):
         return None
     formula = _FORMULAS.get(str(node.target))
@@ -175,15 +176,28 @@ def _skipping(args: tuple[Any, ...], value: Tensor) -> Size:
     return flops
 
 
-def _module_flops(module: nn.Module, node: fx.Node, value: Tensor) -> Size:
-    """Attention in training, or the linear layers of a gate, each run once per row of the gate's input."""
+def _module_flops(module: nn.Module, node: fx.Node) -> Size:
+    """Attention in training, norms of shifts, or the linear layers of a gate, each run once per row of its input."""
     inputs = [argument.meta["val"] for argument in node.args if isinstance(argument, fx.Node)]
     if isinstance(module, AttentionDropout):
-        return _attention(tuple(inputs), value)
+        return _attention(tuple(inputs), inputs[0])
+    if isinstance(module, LayerShift):
+        return _shift(module, inputs)
     linears = [part for part in module.modules() if isinstance(part, nn.Linear)]
     if not linears:
         return 0
     return 2 * _rows(inputs[0]) * sum(part.in_features * part.out_features for part in linears)
+
+
+def _shift(module: LayerShift, inputs: list[Tensor]) -> Size:
+    """uᵀ(BᵀB)u site by site: BᵀB once, then r² a token."""
+    flops: Size = 0
+    given = list(inputs)
+    for count in module.factors:
+        u, lora_b, *_ = given[: 2 + count]
+        del given[: 2 + count]
+        flops = flops + 2 * (_rows(u) + lora_b.shape[0]) * u.shape[-1] ** 2
+    return flops
 
 
 #: By the operator's name, which needs no import of the operators that a graph does not hold.

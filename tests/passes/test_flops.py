@@ -6,11 +6,15 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, fx
 from torch.utils.flop_counter import FlopCounterMode
 
+import gatefx
 from gatefx.errors import InputError
-from gatefx.models.tiny import tiny_inputs
+from gatefx.models.configs.masklora import MaskLoRA
+from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.flops import count_flops, flops_at_shares
+from gatefx.passes.gate.token_scores import token_gates
 
 
 @pytest.mark.parametrize("family", ["bert", "deberta-v2", "t5", "modernbert", "gpt2"])
@@ -23,15 +27,34 @@ def test_counts_equal_torch_s_counter(family: str, batch: int, tokens: int, capt
     with counter, torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         captured.graph_module(*given)
 
-    flops = count_flops(captured.graph_module)
+    assert counted(captured.graph_module, given) == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
-    specs = captured.graph_module.meta["signature"].inputs
+
+def counted(graph: fx.GraphModule, given: list[Tensor], **kept: int) -> float:
+    specs = graph.meta["signature"].inputs
     sizes = {
         axis.symbol: size
         for spec, value in zip(specs, given, strict=True)
         for axis, size in zip(spec.axes, value.shape, strict=True)
     }
-    assert flops.at(sizes) == pytest.approx(counter.get_total_flops(), rel=1e-12)
+    return count_flops(graph).at({**sizes, **kept})
+
+
+@pytest.mark.parametrize("scores", ["predicted", "path"])
+def test_what_choosing_tokens_costs_is_counted(scores: Any) -> None:
+    """Predictors, and norms of the shifts on the path, on the tokens that each cut still sees."""
+    example = tiny_inputs("bert", batch=3, tokens=10, ragged=False)
+    config = MaskLoRA(rank=4, keep={1: 0.5}, scores=scores)  # type: ignore[arg-type]  # a mapping is taken too
+    gated = gatefx.prepare(tiny("bert"), config, example_inputs=example)
+    for _, gate in token_gates(gated.graph_module):
+        gate.updates.fill_(1)
+    graph = gatefx.optimize(gated).graph_module
+    given = graph.meta["signature"].arrange(example)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        graph(*given)
+
+    assert counted(graph, given, kept_1=5) == pytest.approx(counter.get_total_flops(), rel=1e-12)
 
 
 def test_keeping_every_token_after_a_cut_costs_what_the_graph_costs(captured_family: Any) -> None:
