@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,6 +73,11 @@ class SharePoint:
         if self.budget >= 1:
             return ((0.0, 0.0), (1.0, 1.0))
         return ((0.0, 0.0), (self.budget, self.share), (1.0, 1.0))
+
+    def at(self, budget: float) -> float:
+        """The share at another budget."""
+        budgets, shares = zip(*self.table(), strict=True)
+        return float(np.interp(budget, budgets, shares))
 
 
 class TokenGate(nn.Module):

@@ -3,7 +3,7 @@
 folder/adapter_model.safetensors   A, B and whole-trained modules, under PEFT's names
 folder/adapter_config.json         what PEFT needs to load them (ungated: PEFT knows no gates)
 folder/gates.safetensors           every gate's parameters and buffers, and anything else that was trained
-folder/gatefx.json                 methods with options and budgets, sites, versions, sha256 of each file
+folder/gatefx.json                 methods with options, budgets and facts, sites, versions, sha256 of each file
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from ..errors import SiteError
 from ..models.gate_modules import GATE_MODULES
 from ..runtime.artifact import ArtifactWriter
 from .find.adapters import AdapterSite, find_sites, plain_path
+from .find.added import AddedSite
+from .find.hira import HiraSite
 from .find.linears import find_linears
+from .find.thresholds import additive_sites
 from .graph.edit import get_tensor
 
 if TYPE_CHECKING:
@@ -144,7 +147,8 @@ def _scale(graph: fx.GraphModule, site: AdapterSite) -> float:
 
 
 def _description(model: GatedModel, sites: tuple[AdapterSite, ...]) -> dict[str, Any]:
-    rows = [{"name": site.name, "rank": site.rank, "scale": _scale(model.graph_module, site)} for site in sites]
+    graph = model.graph_module
+    rows = [{"name": site.name, "rank": site.rank, "scale": _scale(graph, site)} for site in sites]
     signature = model.signature
     return {
         "kind": KIND,
@@ -157,7 +161,16 @@ def _description(model: GatedModel, sites: tuple[AdapterSite, ...]) -> dict[str,
         "outputs": list(signature.outputs),
         "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
         "sites": rows,
+        "adapters": _adapters(graph),
+        "facts": {name: dict(method.trained_facts(graph)) for name, method in model.methods.items()},
     }
+
+
+def _adapters(graph: fx.GraphModule) -> list[dict[str, Any]]:
+    """Adapters of every kind for people who look into the folder; loading reads `sites`, LoRA's own."""
+    kinds = {HiraSite: "hira", AdapterSite: "lora", AddedSite: "added"}
+    found = {site.name: {"kind": kinds[type(site)], "rank": site.rank} for site in additive_sites(graph)}
+    return [{"name": name, **row} for name, row in found.items()]
 
 
 def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

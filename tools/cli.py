@@ -158,40 +158,28 @@ def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
 
 
 @app.command()
-def inspect(  # noqa: PLR0917  # every parameter is an option of the command
+def inspect(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     folder: Annotated[Path, typer.Argument(help="An exported model, or saved gates.", show_default=False)],
     sparsity: Annotated[
         bool, typer.Option("--sparsity", help="Rank sites by the share of tokens that skip their update.")
     ] = False,
-    text: Annotated[str | None, typer.Option(help="A sentence: --html shows which of its tokens are kept.")] = None,
-    html: Annotated[Path | None, typer.Option(help="File for the heat map of --text; needs saved gates.")] = None,
+    text: Annotated[str | None, typer.Option(help="A sentence to run saved gates on, or to map with --html.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Texts (.txt, .csv, .tsv, .jsonl) to run saved gates on.")] = None,
+    html: Annotated[Path | None, typer.Option(help="File for the heat map of the tokens of --text.")] = None,
     base: Base = None,
+    text_column: TextColumn = None,
+    max_length: MaxLength = 128,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Check every file of a folder and show its sites, ranks, passes and notes."""
-    if (text is None) != (html is None):
-        raise typer.BadParameter("--text and --html go together")
+    """Check every file of a folder and show its sites, ranks, passes and notes; of saved gates what they decide."""
+    if html is not None and text is None:
+        raise typer.BadParameter("--html needs --text")
     with reported(debug):
-        if text is not None and html is not None:
-            from .inspect_text import write_text_map
+        from .inspecting import InspectRequest, run_inspect
 
-            write_text_map(folder, text, html, base=base)
-        from .console import output
-        from .inspect import describe, show
-        from .inspect_sparsity import sparsity_json, sparsity_rows, sparsity_table
-
-        description = describe(folder)
-        if sparsity:
-            rows = sparsity_rows(description)
-            if as_json:
-                typer.echo(json.dumps(sparsity_json(rows), indent=2))
-            else:
-                output().print(sparsity_table(rows))
-        elif as_json:
-            typer.echo(json.dumps(description, indent=2))
-        else:
-            show(description, output())
+        request = InspectRequest(folder, text, data, html, base, text_column, max_length)
+        run_inspect(request, sparsity=sparsity, as_json=as_json)
 
 
 @app.command()

@@ -6,35 +6,19 @@ Read from the masked reference graph of a deployed model: it decides as the comp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..errors import SiteError, missing_package
+from ..errors import SiteError
 from ..models.hard_token_gate import HardTokenGate
 from ..models.update_threshold import HardUpdateThreshold
 from ..passes.deployed import DeployedModel
 from ..passes.find.layer_names import layer_of
+from .heat_page import HeatRow
 
-TEMPLATE = "heat_map.html.jinja"
 _TOKENS = 2  # axes of a gate per token, (B, T)
-
-
-@dataclass(frozen=True)
-class HeatRow:
-    """One row of the map.
-
-    Attributes:
-        label: the cut or the layer; kind: "kept" (1 where the cut keeps the token) or "updated" (share of the layer's
-            gated sites at which the token takes the update); values: one in [0, 1] per token.
-    """
-
-    label: str
-    kind: str
-    values: tuple[float, ...]
 
 
 def heat_rows(model: DeployedModel, inputs: Mapping[str, Tensor]) -> tuple[HeatRow, ...]:
@@ -53,24 +37,6 @@ def heat_rows(model: DeployedModel, inputs: Mapping[str, Tensor]) -> tuple[HeatR
             expected="gates of masklora, tspeft or gatera that keep less than everything",
         )
     return tuple(rows)
-
-
-def write_heat_map(rows: Sequence[HeatRow], tokens: Sequence[str], path: Path, *, title: str) -> None:
-    """Write the rows as one HTML file that needs nothing beside it.
-
-    Raises:
-        MissingDependencyError: jinja2 is not installed.
-    """
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise missing_package("jinja2", extra="report", feature="the token heat map") from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    page = environment.get_template(TEMPLATE).render(rows=rows, tokens=tokens, title=title)
-    path.write_text(page, encoding="utf-8")
 
 
 class _Recorder(fx.Interpreter):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from ..runtime.artifact import Artifact
-from .inspect_layers import layer_rows, layer_table
+from .inspect_layers import LayerRow, layer_rows, layer_table
 
 _MILLION = 1e6
 _DECLINED_SHOWN = 8  # per pass, on the console; --json has them all
@@ -37,7 +38,13 @@ def describe(folder: Path) -> dict[str, Any]:
     artifact = Artifact.open(folder)
     manifest = dict(artifact.manifest)
     installed = {name: _installed(name) for name in manifest["versions"]}
-    return {"folder": str(folder), "verified": True, **manifest, "installed": installed}
+    description = {"folder": str(folder), "verified": True, **manifest, "installed": installed}
+    return {**description, **_trained(manifest)} if manifest.get("kind") == "gates" else description
+
+
+def with_layers(description: Mapping[str, Any]) -> dict[str, Any]:
+    """A description with a row per transformer layer, as --json prints it."""
+    return {**description, "layers": [{**asdict(row), "sparsity": row.sparsity} for row in _layers(description)]}
 
 
 def show(description: Mapping[str, Any], console: Console) -> None:
@@ -46,7 +53,10 @@ def show(description: Mapping[str, Any], console: Console) -> None:
     what = "adapter and trained gates" if gates else f"exported model for {description.get('backend', 'an engine')}"
     console.print(f"[bold]{escape(str(description['folder']))}[/bold]  {what}; every file matches its hash")
     console.print(_facts(description))
-    console.print(_sites(description["sites"], gates=gates))
+    if gates:
+        _show_gates(description, console)
+    else:
+        console.print(_sites(description["sites"]))
     show_report(description, console)
     console.print(_files(description["files"]))
     console.print(_versions(description))
@@ -58,7 +68,7 @@ def show_report(description: Mapping[str, Any], console: Console) -> None:
     if report is None:
         return
     console.print(f"forms: {forms(description['sites'])}")
-    console.print(layer_table(layer_rows(description["sites"], report["facts"])))
+    console.print(layer_table(_layers(description)))
     console.print(_passes(report["passes"]))
     for entry in report["passes"]:
         _declined(entry, console)
@@ -87,12 +97,39 @@ def predicted(prediction: Mapping[str, Any]) -> str:
     )
 
 
+def _trained(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Adapters and facts of saved gates, without running them; older folders list LoRA sites alone."""
+    facts: Mapping[str, Any] = manifest.get("facts", {})
+    dropped = facts.get("weightlora", {}).get("dropped", ())
+    rows = manifest.get("adapters", [{**site, "kind": "lora"} for site in manifest["sites"]])
+    adapters = [{**row, "form": "dropped" if row["name"] in dropped else row["kind"]} for row in rows]
+    return {"adapters": adapters, "facts": facts}
+
+
+def _layers(description: Mapping[str, Any]) -> list[LayerRow]:
+    if description.get("kind") == "gates":
+        return layer_rows(description["adapters"], description["facts"])
+    return layer_rows(description["sites"], description.get("report", {}).get("facts", {}))
+
+
+def _show_gates(description: Mapping[str, Any], console: Console) -> None:
+    """Sites and layers of saved gates, and on how many texts their figures were measured."""
+    console.print(_adapters(description["adapters"]))
+    console.print(layer_table(_layers(description)))
+    texts = description.get("measured_on")
+    if texts is None:
+        console.print("ranks, tokens kept, updates skipped and gate means depend on texts: pass --text or --data")
+    else:
+        console.print(f"measured on {texts} text{'s' if texts > 1 else ''}")
+
+
 def _facts(description: Mapping[str, Any]) -> Table:
     table = Table.grid(padding=(0, 2))
     axes = description["axes"]
     rows = {
         "method": ", ".join(description["methods"]),
         **_gates(description["methods"]),
+        **_decided(description.get("facts", {})),
         "inputs": ", ".join(f"{name} [{', '.join(axes.get(name, []))}]" for name in description["inputs"]),
         "outputs": ", ".join(description["outputs"]),
     }
@@ -118,18 +155,42 @@ def _gates(methods: Mapping[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _sites(sites: Sequence[Mapping[str, Any]], *, gates: bool) -> Table:
+def _decided(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What trained gates say of all sites together."""
+    rows = {}
+    cuts = facts.get("masklora", {}).get("planned", ())
+    if cuts:
+        rows["cuts"] = ", ".join(f"{cut['share']:.0%} of the tokens after layer {cut['layer']}" for cut in cuts)
+    gate = facts.get("gatera", {})
+    if "threshold" in gate:
+        rows["gatera gate"] = f"hard, g ≥ {gate['threshold']:.3g} takes the update"
+    elif gate:
+        rows["gatera gate"] = gate["gate"]
+    dropped = facts.get("weightlora", {}).get("dropped", ())
+    if dropped:
+        rows["dropped"] = f"{len(dropped)} adapters"
+    return rows
+
+
+def _adapters(rows: Sequence[Mapping[str, Any]]) -> Table:
+    table = Table(title=f"{len(rows)} sites", title_justify="left", box=None, pad_edge=False)
+    table.add_column("layer")
+    table.add_column("rank", justify="right")
+    table.add_column("form")
+    for row in rows:
+        table.add_row(escape(row["name"]), str(row["rank"]), row["form"])
+    return table
+
+
+def _sites(sites: Sequence[Mapping[str, Any]]) -> Table:
     table = Table(title=f"{len(sites)} sites", title_justify="left", box=None, pad_edge=False)
     table.add_column("layer")
-    for title in ("rank",) if gates else ("in → out", "rank", "mean rank"):
+    for title in ("in → out", "rank", "mean rank"):
         table.add_column(title, justify="right")
-    table.add_column("scale" if gates else "form")
+    table.add_column("form")
     for site in sites:
-        if gates:
-            table.add_row(escape(site["name"]), str(site["rank"]), f"{site['scale']:g}")
-        else:
-            size, mean = f"{site['d_in']} → {site['d_out']}", f"{site['mean_rank']:.2f}"
-            table.add_row(escape(site["name"]), size, str(site["rank"]), mean, site["form"])
+        size, mean = f"{site['d_in']} → {site['d_out']}", f"{site['mean_rank']:.2f}"
+        table.add_row(escape(site["name"]), size, str(site["rank"]), mean, site["form"])
     return table
 
 

@@ -25,22 +25,25 @@ class SparsityRow:
 
 
 def sparsity_rows(description: Mapping[str, Any]) -> list[SparsityRow]:
-    """The sites of an exported model by rising sparsity; of equal ones the earlier.
+    """The sites of an exported model, or of measured gates, by rising sparsity; of equal ones the earlier.
 
     Raises:
         InputError: a folder whose sites were not measured.
     """
-    facts = description.get("report", {}).get("facts", {})
+    gates = description.get("kind") == "gates"
+    facts = description["facts"] if gates else description.get("report", {}).get("facts", {})
     measured = [name for name in _TOKEN_METHODS if "update_shares" in facts.get(name, {})]
     if not measured:
         raise InputError(
             "The folder does not say how many tokens skip each site.",
             given=f"{description['folder']}, methods {', '.join(description['methods'])}",
-            expected="a model with tspeft or gatera, optimized with data= and exported",
-            remedy="call gatefx.optimize(gated, data=batches) and export what it returns",
+            expected="a model with tspeft or gatera, optimized with data= and exported; or saved gates, with --data",
+            remedy="pass --data FILE to inspect saved gates"
+            if gates
+            else "call gatefx.optimize(gated, data=batches) and export what it returns",
         )
     shares, thresholds = facts[measured[0]]["update_shares"], facts[measured[0]].get("thresholds", {})
-    forms = {site["name"]: site["form"] for site in description["sites"]}
+    forms = {site["name"]: site["form"] for site in description["adapters" if gates else "sites"]}
     rows = [SparsityRow(name, 1 - share, thresholds.get(name), forms.get(name, "")) for name, share in shares.items()]
     return sorted(rows, key=lambda row: row.sparsity)
 

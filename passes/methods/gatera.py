@@ -47,6 +47,7 @@ from .gatera_deploy import (
     compact_updates,
     describe_sites,
     keep_soft,
+    level_without_data,
     take_every_update,
 )
 from .gatera_schedule import ModulationSchedule
@@ -148,6 +149,13 @@ class TokenModulation(Method[GateRA]):
             show=show,
         )
         return FitQuality(self.name, steps, divergence, float(np.mean(means[-LAST:])), "mean gate")
+
+    def trained_facts(self, graph_module: fx.GraphModule) -> Mapping[str, object]:
+        """Whether gates are deployed hard or soft, and the threshold of hard ones when no data calibrates it."""
+        if self.config.gate == "soft":
+            return {"gate": "soft"}
+        level, _ = level_without_data(graph_module, self.config, self.budget)
+        return {"gate": "hard", "threshold": float(torch.sigmoid(torch.tensor(level)))}
 
     def harden(self, chain: Chain, data: Batches | None, options: DeployOptions) -> tuple[Chain, ModulationDecision]:
         """Gates → choices at a calibrated threshold, or the soft gates; none where the budget takes everything."""

@@ -76,7 +76,7 @@ def choose_hard(
     chain: Chain, config: GateRA, budget: float | None, data: Batches | None, options: DeployOptions
 ) -> tuple[Chain, ModulationDecision]:
     """Gates → choices at a level that meets the budget on the data, or at the threshold."""
-    level, note = _uncalibrated(chain.graph, config, budget)
+    level, note = level_without_data(chain.graph, config, budget)
     rows = {site.name: _row(site) for site in update_sites(chain.graph)}
     if data is None:
         hardened = chain.then(HardenModulations(level))
@@ -114,6 +114,16 @@ def compact_updates(chain: Chain, config: GateRA, decision: ModulationDecision, 
     return chain.then(PrecomputeHira())
 
 
+def level_without_data(graph_module: fx.GraphModule, config: GateRA, budget: float | None) -> tuple[float, str]:
+    """(the level to use without data, what to say of it)."""
+    known = float(modulations_of(graph_module)[0].level)
+    if budget is not None and math.isfinite(known):
+        return known, "the threshold is the one that an earlier deployment calibrated"
+    missed = f"; the budget of {budget:g} was not calibrated (no data=)" if budget is not None else ""
+    threshold = config.threshold
+    return math.log(threshold / (1 - threshold)), f"tokens take the update where g ≥ {threshold:g}{missed}"
+
+
 def describe_sites(
     sites: Mapping[str, DeployedSite], decision: ModulationDecision, compacted: fx.GraphModule
 ) -> dict[str, DeployedSite]:
@@ -135,16 +145,6 @@ def describe_sites(
             form = "dropped"
         refined[name] = replace(row, form=form, update_share=own.update_share, gate_mean=own.gate_mean)
     return refined
-
-
-def _uncalibrated(graph_module: fx.GraphModule, config: GateRA, budget: float | None) -> tuple[float, str]:
-    """(the level to use without data, what to say of it)."""
-    known = float(modulations_of(graph_module)[0].level)
-    if budget is not None and math.isfinite(known):
-        return known, "the threshold is the one that an earlier deployment calibrated"
-    missed = f"; the budget of {budget:g} was not calibrated (no data=)" if budget is not None else ""
-    threshold = config.threshold
-    return math.log(threshold / (1 - threshold)), f"tokens take the update where g ≥ {threshold:g}{missed}"
 
 
 def _achieved(calibration: LevelCalibration) -> str:

@@ -144,6 +144,11 @@ class TokenPruning(Method[MaskLoRA]):
         dense = not _own(decision).masked or options.forms == "masked"
         return chain if dense else chain.then(CompactTokens())
 
+    def trained_facts(self, graph_module: fx.GraphModule) -> Mapping[str, object]:
+        """The cuts, and the share of the tokens that each is to keep at the budget."""
+        gates = [gate for _, gate in token_gates(graph_module)]
+        return {"planned": [{"layer": gate.layer, "share": gate.shares.at(self.budget)} for gate in gates]}
+
     def keep_calibration(self, graph_module: fx.GraphModule, decision: Decision) -> None:
         """Keep the predictors that deployment fitted."""
         keep_predictors([gate for _, gate in token_gates(graph_module)], _own(decision).predictors)

@@ -212,6 +212,10 @@ class Method(ABC, Generic[Config]):
     def compact(self, chain: Chain, decision: Decision, options: DeployOptions) -> Chain:
         """Decisions → work that is not done. Exact. Places that another method's gates keep dense are declined."""
 
+    def trained_facts(self, graph_module: fx.GraphModule) -> Mapping[str, object]:  # noqa: ARG002
+        """What the trained gates say without data, as plain data for the manifest of saved gates."""
+        return {}
+
     def keep_calibration(self, graph_module: fx.GraphModule, decision: Decision) -> None:
         """Write what deployment calibrated into the trained gates, so that deploying them without data keeps it."""
 

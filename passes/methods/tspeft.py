@@ -139,6 +139,12 @@ class TokenSelection(Method[TSPEFT]):
         )
         return FitQuality(self.name, steps, divergence, float(np.mean(shares[-LAST:])), UNIT)
 
+    def trained_facts(self, graph_module: fx.GraphModule) -> Mapping[str, object]:
+        """τ of every site, and the level that a budget adds to them all when no data calibrates it."""
+        gates = thresholds_of(graph_module)
+        levels = [float(gate.level) for gate in gates.values()] if self.budget is not None else []
+        return {"level": max(levels, default=0.0), "thresholds": {name: float(g.tau) for name, g in gates.items()}}
+
     def harden(self, chain: Chain, data: Batches | None, options: DeployOptions) -> tuple[Chain, ThresholdDecision]:
         """Thresholds at a calibrated level; none where the budget takes everything."""
         if self.budget == self.limit(chain.graph):

@@ -122,6 +122,12 @@ class AdapterSelection(Method[WeightLoRA]):
         student, teacher = student_and_teacher(model, self.name)
         return FitQuality(self.name, 0, mean_divergence(student, teacher, data), float(len(kept)), "sites")
 
+    def trained_facts(self, graph_module: fx.GraphModule) -> Mapping[str, object]:
+        """ω of every adapter, and those that deployment drops."""
+        omegas = {name: float(weight.omega) for name, weight in weights_by_name(graph_module).items()}
+        kept = {tuple(omegas)[index] for index in largest([abs(omega) for omega in omegas.values()], int(self.budget))}
+        return {"omegas": omegas, "dropped": [name for name in omegas if name not in kept]}
+
     def harden(self, chain: Chain, data: Batches | None, options: DeployOptions) -> tuple[Chain, AdapterDecision]:  # noqa: ARG002
         """ω → adapters that stay, their ω in the scale, and adapters multiplied by zero.
 

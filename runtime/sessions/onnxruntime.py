@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -50,9 +50,9 @@ class OnnxSession:
         self._artifact = artifact
         self._provider = provider
         self._native = native
-        self._inputs = tuple(_spec(node) for node in session.get_inputs())
-        self._outputs = tuple(_spec(node) for node in session.get_outputs())
-        self._overridable = tuple(_spec(node) for node in session.get_overridable_initializers())
+        self._inputs = specs_of(session.get_inputs())
+        self._outputs = specs_of(session.get_outputs())
+        self._overridable = specs_of(session.get_overridable_initializers())
         self._tables = BudgetTable.from_manifest(artifact.manifest)
         self._recovery = RecoveryRule.from_manifest(artifact.manifest)
         self._recovered = 0
@@ -90,7 +90,7 @@ class OnnxSession:
             ArtifactError: the folder does not verify, or ONNX Runtime refuses the model.
             InputError: a number of threads below one.
         """
-        runtime = _runtime()
+        runtime = onnxruntime_module()
         options = runtime.SessionOptions()
         # Its warnings are about optimisations that a replaceable buffer prevents, which is what it is for.
         options.log_severity_level = _ERRORS_ONLY
@@ -217,7 +217,12 @@ class OnnxSession:
         fed[table.initializer] = np.full(shape, table.value(budget), dtype=spec.dtype)
 
 
-def _runtime() -> Any:
+def onnxruntime_module() -> Any:
+    """The package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -284,6 +289,15 @@ def _started(runtime: Any, artifact: Artifact, options: Any, wanted: str) -> Any
         ) from error
     session.disable_fallback()
     return session
+
+
+def specs_of(nodes: Iterable[Any]) -> tuple[TensorSpec, ...]:
+    """What a session says of its inputs or outputs.
+
+    Raises:
+        ArtifactError: a type that numpy lacks.
+    """
+    return tuple(_spec(node) for node in nodes)
 
 
 def _spec(node: Any) -> TensorSpec:

@@ -22,7 +22,17 @@ COMPILING = {
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset"},
     ("optimize",): COMPILING,
-    ("inspect",): {"--base", "--debug", "--html", "--json", "--sparsity", "--text"},
+    ("inspect",): {
+        "--base",
+        "--data",
+        "--debug",
+        "--html",
+        "--json",
+        "--max-length",
+        "--sparsity",
+        "--text",
+        "--text-column",
+    },
     ("doctor",): {"--debug", "--json"},
     ("build-native",): {"--debug"},
     ("demo",): {"--debug", "--fast", "--out", "--overwrite", "--seed"},
@@ -77,7 +87,7 @@ def test_an_interrupt_exits_with_130(gatefx: Command, monkeypatch: pytest.Monkey
     def interrupted(folder: Path) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gatefx.tools.inspect.describe", interrupted)
+    monkeypatch.setattr("gatefx.tools.inspecting.describe", interrupted)
     assert gatefx("inspect", tmp_path)[0] == 130
 
 

@@ -15,7 +15,8 @@ from gatefx.errors import SiteError
 from gatefx.models.configs.catalogue import METHODS
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
-from gatefx.tools.heat_map import HeatRow, heat_rows, write_heat_map
+from gatefx.tools.heat_map import heat_rows
+from gatefx.tools.heat_page import HeatRow, write_heat_map
 
 Command = Callable[..., tuple[int, str, str]]
 DATA = [tiny_inputs("bert", batch=6, tokens=10, seed=seed) for seed in range(2)]
@@ -68,7 +69,7 @@ def test_the_page_shows_tokens_and_escapes_them(tmp_path: Path) -> None:
 def test_the_command_refuses_half_a_request_and_gates_by_example(
     gatefx: Command, gates_folder: Path, adapter_folder: Path, tmp_path: Path
 ) -> None:
-    assert gatefx("inspect", gates_folder, "--text", "a good film")[0] == 2
+    assert gatefx("inspect", gates_folder, "--html", tmp_path / "map.html")[0] == 2
     out = tmp_path / "map.html"
     for folder, words in ((gates_folder, "token by token"), (adapter_folder, "without gates")):
         code, _, err = gatefx("inspect", folder, "--text", "a good film", "--html", out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from gatefx.tools.inspect_layers import layer_rows, layer_table
@@ -47,9 +48,30 @@ def test_retention_is_that_of_the_last_cut_above_the_layer() -> None:
 
 def test_columns_that_say_nothing_are_left_out() -> None:
     plain = printed(layer_rows([site("encoder.layer.0.query")], {}))
-    assert "mean rank" in plain
-    assert not [title for title in ("tokens kept", "tokens updated", "gate mean") if title in plain]
+    assert "effective rank" in plain
+    assert not [
+        title for title in ("tokens kept", "updates skipped", "gate mean", "threshold", "weight") if title in plain
+    ]
 
     gated = printed(layer_rows([site("encoder.layer.0.query", update_share=0.25, gate_mean=0.125)], {}))
-    assert "25%" in gated
+    assert "75%" in gated
     assert "0.125" in gated
+
+
+def test_thresholds_and_weights_come_from_the_facts() -> None:
+    sites = [site("encoder.layer.0.query"), site("encoder.layer.0.value")]
+    facts = {
+        "tspeft": {"level": -0.3, "thresholds": {"encoder.layer.0.query": 0.5, "encoder.layer.0.value": 0.2}},
+        "weightlora": {"omegas": {"encoder.layer.0.query": 0.5}},
+    }
+    (row,) = layer_rows(sites, facts)
+
+    assert row.threshold == pytest.approx(0.1)  # max(0, τ + level): 0.2 and 0
+    assert row.weight == 0.5
+
+
+def test_a_decoder_beside_an_encoder_keeps_every_token() -> None:
+    facts = {"masklora": {"cuts": [{"layer": 1, "share": 0.5}]}}
+    both = layer_rows([site("encoder.block.1.q"), site("decoder.block.1.q")], facts)
+    assert [row.retention for row in both] == [0.5, 1.0]
+    assert layer_rows([site("model.decoder.layers.1.q")], facts)[0].retention == 0.5
