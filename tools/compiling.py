@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import Budget, Budgets
+from ..config import AdapterConfig, Budget, Budgets
 from ..errors import BudgetError, UntrainedGateError
 from ..models.configs.catalogue import resolve_methods
 from ..models.configs.ccm import CCM
+from ..models.configs.gatera import GateRA
 from .console import Stages, messages
 from .model_folder import ModelFolder, check_target, open_model_folder
 from .texts import read_texts
+
+DEFAULT = CCM.method
+"""Of an adapter without gates, where no method is named."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,7 +126,7 @@ def run_export(request: CompileRequest, opset: int) -> DeployedModel:
 def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
     """Everything that can be refused without loading a model is refused first."""
     folder = open_model_folder(request.model, request.base)
-    resolve_methods(request.methods or "ccm")
+    resolve_methods(request.methods or DEFAULT)
     if (
         request.budget is not None
         and not isinstance(request.budget, Mapping)
@@ -162,11 +165,17 @@ def _gated(request: CompileRequest, opened: _Opened) -> GatedModel:
     if folder.manifest is not None:
         return load_gated(folder, opened.example)
     gated = build_gated(
-        load_peft(folder), resolve_methods(request.methods or "ccm"), request.budget,
+        load_peft(folder), _configs(request.methods), request.budget,
         example_inputs=opened.example, attach=False, share_frozen=True,
     )  # fmt: skip
     fit_untrained(gated, opened.batches, steps=request.distill_steps)
     return gated
+
+
+def _configs(names: tuple[str, ...]) -> tuple[AdapterConfig, ...]:
+    """The methods by name, for an adapter that is LoRA: a name says gatera, and only its options say which update."""
+    configs = resolve_methods(names or DEFAULT)
+    return tuple(replace(config, update="lora") if isinstance(config, GateRA) else config for config in configs)
 
 
 def _deploy(request: CompileRequest, opened: _Opened, gated: GatedModel) -> DeployedModel:
@@ -197,5 +206,5 @@ def result_of(deployed: DeployedModel, request: CompileRequest) -> dict[str, Any
         "report": deployed.report.to_json(),
     }
     if deployed.calibration is not None:
-        result["ranks"] = dataclasses.asdict(deployed.calibration.ranks)
+        result["ranks"] = asdict(deployed.calibration.ranks)
     return result

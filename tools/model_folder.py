@@ -20,6 +20,9 @@ from ..runtime.manifest import MANIFEST_FILE
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, CHECKPOINT_CONFIG = "adapter_config.json", "adapter_model.safetensors", "config.json"
 GATES = "gates"
+_REMEDIES = {
+    "HIRA": 'load it with peft, and call gatefx.optimize(peft_model, method="gatera", data=batches) in Python',
+}
 EXPECTED = "a folder that gated.save_pretrained wrote, or a PEFT adapter folder"
 
 
@@ -81,6 +84,7 @@ def open_model_folder(path: Path, base: str | None = None) -> ModelFolder:
             "The adapter is none that gatefx can gate.",
             given=f"{path / ADAPTER_CONFIG} with peft_type {adapter.get('peft_type')!r}",
             expected="a LoRA adapter",
+            remedy=_REMEDIES.get(str(adapter.get("peft_type")), ""),
         )
     named = base if base is not None else adapter.get("base_model_name_or_path")
     if not named:

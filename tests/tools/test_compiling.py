@@ -114,6 +114,38 @@ def test_every_rank_needs_no_fitting(gatefx: Command, adapter_folder: Path, data
     assert "distillation" not in printed
 
 
+def test_gatera_gates_the_lora_of_a_peft_adapter(
+    gatefx: Command, adapter_folder: Path, data_file: Path, texts: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "gates"
+    code, printed, err = gatefx(
+        "optimize", adapter_folder, out, "--method", "gatera", "--budget", "0.5", "--data", data_file,
+        "--distill-steps", 3, "--json",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    facts = json.loads(printed)["report"]["facts"]["gatera"]
+    assert facts["update_share"] == pytest.approx(0.5, abs=0.01)
+    assert json.loads((out / "gatefx.json").read_text())["methods"]["gatera"]["options"]["update"] == "lora"
+
+    code, printed, err = gatefx("inspect", out, "--json", "--data", data_file)
+    assert (code, err) == (0, "")
+    layers = json.loads(printed)["layers"]
+    shares = facts["update_shares"]
+    first = [share for name, share in shares.items() if ".layer.0." in name]
+    assert layers[0]["sparsity"] == pytest.approx(1 - sum(first) / len(first), abs=1e-6)
+
+
+def test_a_hira_adapter_is_refused_with_the_way_in_python(
+    gatefx: Command, adapter_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(adapter_folder, tmp_path / "hira"))
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "HIRA"}))
+    code, _, err = gatefx("optimize", folder, tmp_path / "out", "--method", "gatera")
+    assert code == 2
+    assert "gatefx.optimize(peft_model" in err
+
+
 def test_a_base_without_weights_that_the_adapter_lacks_is_refused(
     base_folder: Path, gates_folder: Path, tmp_path: Path
 ) -> None:
