@@ -11,7 +11,7 @@ from torch import Tensor
 #: Share of tokens×sites within which a budget counts as met.
 NEAR = 0.002
 
-#: How far apart scores are that differ by more than rounding, relative to the largest.
+#: How far apart scores are that differ by more than rounding, relative to those around them.
 _ROUNDING = 1e-5
 
 _SHARES = tuple(round(0.05 * step, 2) for step in range(1, 21))
@@ -21,7 +21,7 @@ def level_for(scores: Mapping[str, Tensor], budget: float) -> float:
     """The level that a share `budget` of all scores reaches, in the middle of the widest gap within `NEAR` of it.
 
     Scores that are equal but for rounding (a token that all examples share) are never told apart: engines that round
-    differently would decide differently. Where all near ones are, the nearest clear gap is taken.
+    differently would decide differently. Where all near ones are, the level lies beside them.
     """
     ranked = torch.cat(list(scores.values())).double().sort(descending=True).values
     kept = min(max(round(budget * len(ranked)), 1), len(ranked))
@@ -33,13 +33,17 @@ def level_for(scores: Mapping[str, Tensor], budget: float) -> float:
 
 def _gap_near(ranked: Tensor, kept: int) -> int:
     """Which gap of the falling scores (n,) separates about `kept` of them: i lies between i and i + 1."""
-    gaps = ranked[:-1] - ranked[1:]
-    distance = (torch.arange(1, len(ranked)) - kept).abs()
-    widest = int(torch.where(distance <= NEAR * len(ranked), gaps, -1.0).argmax())
-    clear = gaps > _ROUNDING * ranked.abs().max()
-    if clear[widest] or not clear.any():
+    reach = int(NEAR * len(ranked))
+    first, last = max(kept - 1 - reach, 0), min(kept - 1 + reach, len(ranked) - 2)
+    nearby = ranked[first : last + 2]
+    widest = first + int((nearby[:-1] - nearby[1:]).argmax())
+    # Typical scores, not the largest: one outlier would make all others look equal.
+    rounding = _ROUNDING * float(torch.maximum(nearby.abs().max(), ranked.abs().median()))
+    if float(nearby[0] - nearby[-1]) > rounding:
         return widest
-    return int(torch.where(clear, distance, len(ranked)).argmin())
+    higher, lower = int((ranked > nearby[0] + rounding).sum()), int((ranked >= nearby[-1] - rounding).sum())
+    edges = [edge - 1 for edge in (higher, lower) if 0 < edge < len(ranked)]
+    return min(edges, key=lambda edge: abs(edge + 1 - kept), default=widest)
 
 
 def share_above(scores: Mapping[str, Tensor], level: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gatefx.passes.harden.levels import level_for, level_table, share_above
+from gatefx.passes.harden.levels import NEAR, level_for, level_table, share_above
 
 
 def test_a_level_lies_halfway_between_two_scores() -> None:
@@ -27,6 +27,26 @@ def test_scores_that_differ_by_rounding_stay_together(budget: float, level: floa
 
     assert found == pytest.approx(level)
     assert share_above(scores, found) == share
+
+
+@pytest.mark.parametrize("count", [40_000, 1_000_000])
+@pytest.mark.parametrize("budget", [0.1, 0.5, 0.9])
+def test_an_outlier_does_not_make_the_other_scores_look_equal(count: int, budget: float) -> None:
+    scores = torch.randn(count, generator=torch.Generator().manual_seed(0)).exp() / 10
+    scores[0] = 1000.0
+
+    assert share_above({"a": scores}, level_for({"a": scores}, budget)) == pytest.approx(budget, abs=NEAR)
+
+
+def test_a_tie_among_dense_scores_is_left_at_its_edge() -> None:
+    dense = torch.rand(10_000, generator=torch.Generator().manual_seed(0)).double()
+    scores = {"a": dense, "shared": torch.full((500,), 0.5).double()}
+    whole = 10_500
+    above = int((dense > 0.5).sum())
+
+    found = share_above(scores, level_for(scores, (above + 100) / whole))
+
+    assert found == pytest.approx(above / whole, abs=0.001)
 
 
 def test_equal_scores_everywhere_still_have_a_level() -> None:
