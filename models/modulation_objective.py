@@ -7,20 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UntrainedGateError
+from .gate_records import last_records
 from .modulation import Modulation, ModulationRecord
-
-
-def last_records(modulations: Sequence[Modulation]) -> tuple[ModulationRecord, ...]:
-    """What the gates decided in their last call.
-
-    Raises:
-        UntrainedGateError: one was not called yet.
-    """
-    records = tuple(modulation.record for modulation in modulations)
-    if not records or any(record is None for record in records):
-        raise UntrainedGateError("The gates have decided nothing yet.", remedy="call the model on a batch first")
-    return tuple(record for record in records if record is not None)
 
 
 def mean_gate(records: Sequence[ModulationRecord]) -> Tensor:

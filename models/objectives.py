@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .configs.ccm import CCM
+from .gate_records import last_records
 from .gates import GateRecord, RankRouter
 
 _TARGET_SPREAD = 1.5  # ranks; width of the target histogram around the budget (Eq. 14 names none)
@@ -20,15 +21,14 @@ def gate_loss(routers: Sequence[RankRouter]) -> Tensor:
     λ(E‖g‖₀ − budget) − β·H(p)   (Eq. 5, 6), or KL(π̂ ‖ π) − β·H(p)   (Eq. 14), plus smoothness·Var(k)   (§6.4).
 
     Raises:
-        ValueError: a router has not been called yet.
+        UntrainedGateError: a router has not been called yet.
     """
-    return torch.stack([_router_loss(router) for router in routers]).mean()
+    records = last_records(routers)
+    return torch.stack([_router_loss(*pair) for pair in zip(routers, records, strict=True)]).mean()
 
 
-def _router_loss(router: RankRouter) -> Tensor:
-    record, config = router.record, router.config
-    if record is None:
-        raise ValueError("the router has no record: call the model before asking for its gate loss")
+def _router_loss(router: RankRouter, record: GateRecord) -> Tensor:
+    config = router.config
     loss = -config.entropy_weight * rank_entropy(record.probabilities).mean()
     if config.regularizer == "l0":
         loss = loss + router.penalty * (record.count.mean() - router.budget)

@@ -14,20 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..errors import UntrainedGateError
+from .gate_records import last_records
 from .token_gate import TokenGate, TokenRecord
-
-
-def token_records(gates: Sequence[TokenGate]) -> tuple[TokenRecord, ...]:
-    """What the gates decided in their last call.
-
-    Raises:
-        UntrainedGateError: one was not called yet.
-    """
-    records = tuple(gate.record for gate in gates)
-    if not records or any(record is None for record in records):
-        raise UntrainedGateError("The gates have decided nothing yet.", remedy="call the model on a batch first")
-    return tuple(record for record in records if record is not None)
 
 
 def token_loss(gates: Sequence[TokenGate], divergence: Tensor | None) -> Tensor:
@@ -36,7 +24,7 @@ def token_loss(gates: Sequence[TokenGate], divergence: Tensor | None) -> Tensor:
     Args:
         divergence: KL(full ‖ masked) on the batch, (); None leaves its term out.
     """
-    records, config = token_records(gates), gates[0].config
+    records, config = last_records(gates), gates[0].config
     terms = [_cut_loss(gate, record) for gate, record in zip(gates, records, strict=True)]
     loss = torch.stack(terms).mean()
     return loss if divergence is None else loss + config.consistency * divergence

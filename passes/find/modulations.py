@@ -33,6 +33,11 @@ class ModulatedSite:
     module: Gate
     product: fx.Node
 
+    @property
+    def gated(self) -> fx.Node:
+        """The gated update."""
+        return self.product
+
 
 def update_sites(graph_module: fx.GraphModule) -> tuple[UpdateSite, ...]:
     """Every LoRA and HiRA site, in graph order."""

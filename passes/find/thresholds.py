@@ -27,6 +27,11 @@ class ThresholdedSite:
     call: fx.Node
     module: UpdateThreshold | HardUpdateThreshold
 
+    @property
+    def gated(self) -> fx.Node:
+        """The gated update."""
+        return self.call
+
 
 def additive_sites(graph_module: fx.GraphModule) -> tuple[AnySite, ...]:
     """Every adapter of any kind that adds an update to a linear layer, in graph order."""

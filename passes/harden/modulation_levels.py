@@ -1,31 +1,23 @@
 """Calibrate: held-out batches → the level at which hard modulations meet a budget, and a table for other budgets.
 
-The budget is a share: of all real tokens at all sites, how many take the update. A level moves every later site's
-states with the decisions of the earlier ones, so quantiles of the trained gates are a first guess only; the level is
-solved again on the states that the hard gates themselves leave.
+The budget is a share: of all real tokens at all sites, how many take the update.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ...models.modulation import HardModulation, Modulation
-from ...progress import track
 from ..find.modulations import find_modulated
 from ..graph.edit import get_tensor
-from ..graph.signature import signature_of
-from .levels import NEAR, level_for, level_table, share_above
+from .gate_scores import Batches, Scorer, collect_scores, meet_budget
+from .levels import level_for, level_table, share_above
 from .modulation import LEVEL, HardenModulations
-
-_ROUNDS = 4
-
-Batches = Sequence[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -69,22 +61,16 @@ def calibrate_level(
     Args:
         frozen: the graph with its trained modulations, in eval mode, without dropout.
     """
-    sources = token_masks(frozen)
-    logits = collect_logits(frozen, data, sources, show=show)
+    masks = token_masks(frozen)
     if budget is not None:
-        level = level_for(logits, budget)
+        level = level_for(collect_logits(frozen, data, masks, show=show), budget)
     hard = HardenModulations(level)(frozen).graph_module
-    best = (math.inf, level, logits)
-    for _ in range(_ROUNDS):
+
+    def logits_at(level: float) -> dict[str, Tensor]:
         get_tensor(hard, LEVEL).fill_(level)
-        logits = collect_logits(hard, data, sources, show=show)
-        error = 0.0 if budget is None else abs(share_above(logits, level) - budget)
-        if error < best[0]:
-            best = (error, level, logits)
-        if budget is None or error <= NEAR:
-            break
-        level = level_for(logits, budget)
-    _, level, logits = best
+        return collect_logits(hard, data, masks, show=show)
+
+    level, logits = meet_budget(logits_at, level=level, budget=budget)
     shares = {
         name: SiteShare(share_above({name: values}, level), float(torch.sigmoid(values).mean()))
         for name, values in logits.items()
@@ -103,7 +89,6 @@ def token_masks(graph_module: fx.GraphModule) -> dict[str, str]:
     return found
 
 
-@torch.no_grad()
 def collect_logits(
     graph_module: fx.GraphModule, data: Batches, masks: Mapping[str, str], *, show: bool | None = None
 ) -> dict[str, Tensor]:
@@ -112,41 +97,13 @@ def collect_logits(
     Args:
         masks: site → name of the input that says which tokens are real; see `token_masks`.
     """
-    signature = signature_of(graph_module)
-    kept: dict[str, list[Tensor]] = {}
-    with _recording(graph_module) as seen:
-        for batch in track(data, "calibrating", show=show):
-            seen.clear()
-            inputs = signature.arrange(batch)
-            graph_module(*inputs)
-            named = dict(zip(signature.input_names, inputs, strict=True))
-            for name, logits in seen.items():
-                rows = logits if name not in masks else logits[named[masks[name]].bool()]
-                kept.setdefault(name, []).append(rows.flatten().cpu())
-    return {name: torch.cat(rows) for name, rows in kept.items()}
-
-
-@contextmanager
-def _recording(graph_module: fx.GraphModule) -> Iterator[dict[str, Tensor]]:
-    """Site → its gate's logits in the last call."""
-    seen: dict[str, Tensor] = {}
-    handles = []
+    gates = {}
     for item in find_modulated(graph_module):
         gate = item.module.modulation if isinstance(item.module, HardModulation) else item.module
+        if isinstance(gate, Modulation):
+            gates[item.site.name] = (item.site.name, item.module, _logits_of(gate))
+    return collect_scores(graph_module, list(gates.values()), data, masks, show=show)
 
-        def keep(
-            _module: nn.Module,
-            inputs: tuple[Tensor, ...],
-            _: Tensor,
-            name: str = item.site.name,
-            gate: nn.Module = gate,
-        ) -> None:
-            if isinstance(gate, Modulation):
-                seen[name] = gate.logits(inputs[0])
 
-        handles.append(item.module.register_forward_hook(keep))
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def _logits_of(gate: Modulation) -> Scorer:
+    return lambda inputs: gate.logits(inputs[0])

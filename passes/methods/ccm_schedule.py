@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import fx
 
-from ...errors import UntrainedGateError
+from ...models.gate_records import last_records
 from ...models.gates import GateRecord, RankRouter
 from ...models.level_solver import LevelSolver
 from ...models.objectives import mean_count, rank_entropy, temperature_at
@@ -127,8 +127,4 @@ def records_of(graph_module: fx.GraphModule) -> tuple[GateRecord, ...]:
     Raises:
         UntrainedGateError: the model was not called yet.
     """
-    records = [router.record for router in routers_of(graph_module)]
-    present = tuple(record for record in records if record is not None)
-    if len(present) < len(records):
-        raise UntrainedGateError("The routers have decided nothing yet.", remedy="call the model on a batch first")
-    return present
+    return last_records(routers_of(graph_module))

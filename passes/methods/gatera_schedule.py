@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ...models.modulation_objective import last_records, mean_entropy, mean_gate
+from ...models.gate_records import last_records
+from ...models.modulation_objective import mean_entropy, mean_gate
 from ..find.modulations import modulations_of
 from .method import MethodSchedule
 

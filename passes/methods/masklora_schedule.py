@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ...models.gate_records import last_records
 from ...models.token_gate import TokenGate
-from ...models.token_objective import token_records
 from ..gate.token_scores import token_gates
 from .method import MethodSchedule
 
@@ -50,7 +50,7 @@ class TokenSchedule(MethodSchedule):
     def step(self) -> TokenStep:
         """Observe the last batch and move τ and μ; call once per optimiser step."""
         gates = [gate for _, gate in token_gates(self.model.graph_module)]
-        records = token_records(gates)
+        records = last_records(gates)
         for gate, record in zip(gates, records, strict=True):
             gate.multiplier.add_(gate.config.penalty_rate * (float(record.share) - gate.share))
             gate.updates.add_(1)

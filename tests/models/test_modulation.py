@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from gatefx.errors import MethodError
 from gatefx.models.configs.gatera import GateRA
+from gatefx.models.gate_records import last_records
 from gatefx.models.modulation import HardModulation, Modulation, SoftModulation, binary_entropy
-from gatefx.models.modulation_objective import last_records, mean_entropy, mean_gate
+from gatefx.models.modulation_objective import mean_entropy, mean_gate
 
 WIDTH = 6
 

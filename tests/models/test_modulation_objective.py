@@ -7,8 +7,9 @@ import torch
 
 from gatefx.errors import UntrainedGateError
 from gatefx.models.configs.gatera import GateRA
+from gatefx.models.gate_records import last_records
 from gatefx.models.modulation import Modulation
-from gatefx.models.modulation_objective import last_records, mean_entropy, modulation_loss
+from gatefx.models.modulation_objective import mean_entropy, modulation_loss
 
 WIDTH = 6
 
