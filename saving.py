@@ -39,7 +39,7 @@ def load_gates(model: GatedModel, folder: str | Path) -> None:
     """
     artifact = _opened(folder)
     _check_sites(model, artifact)
-    tensors, gates = load_file(artifact.file(GATES_FILE)), gate_tensors(model.graph_module)
+    tensors, gates = _gates_in(artifact), gate_tensors(model.graph_module)
     _assign(model.graph_module, {name: value for name, value in tensors.items() if name in gates}, folder)
 
 
@@ -69,10 +69,18 @@ def from_pretrained(
     )
     _check_sites(gated, artifact)
     names = {plain_name(name): name for name, _ in gated.graph_module.named_parameters() if ".lora_" not in name}
-    trained = {names.get(name, name): tensor for name, tensor in load_file(artifact.file(GATES_FILE)).items()}
+    trained = {names.get(name, name): tensor for name, tensor in _gates_in(artifact).items()}
     _assign(gated.graph_module, trained, folder)
     _assign_adapter(gated.graph_module, load_file(artifact.file(ADAPTER_FILE)), folder)
     return gated
+
+
+def _gates_in(artifact: Artifact) -> dict[str, Tensor]:
+    """Gates as saved; those of an early gatefx hold a router's coverage c instead of its level log(1 − c)."""
+    tensors: dict[str, Tensor] = load_file(artifact.file(GATES_FILE))
+    for name in [name for name in tensors if name.startswith("rank_router") and name.endswith(".coverage")]:
+        tensors[name.removesuffix("coverage") + "level"] = torch.log1p(-tensors.pop(name))
+    return tensors
 
 
 def _config(name: str, options: Mapping[str, Any], folder: str | Path) -> AdapterConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,8 @@ from .pooling import StatePool
 
 _MOMENTUM = 0.9
 _MOVED = 3e-5  # share of the weights' sum: casts to half precision stay below it, optimiser steps do not
-_LEAST_COVERAGE = 1e-6  # and the most is this short of one, where log(1 − c) still is finite in float32
+_MOST_COVERED = 1 - 1e-6  # of a router that starts
+_LEVELS = (-1e4, -1e-6)  # of log(1 − c): finite in every precision
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class RankRouter(nn.Module):
     """
 
     temperature: Tensor
-    coverage: Tensor
+    level: Tensor
     penalty: Tensor
     updates: Tensor
     running_rank: Tensor
@@ -75,7 +77,8 @@ class RankRouter(nn.Module):
         self.register_buffer("site_ranks", torch.tensor(ranks))
         self.register_buffer("head_of_site", torch.tensor(head_of_site))
         self.register_buffer("temperature", torch.tensor(config.temperature))
-        self.register_buffer("coverage", torch.tensor(min(budget / self.max_rank, 1 - _LEAST_COVERAGE)))
+        # log(1 − c), not c: where p is peaked, what a budget leaves uncovered is far below the steps of c near one.
+        self.register_buffer("level", torch.tensor(math.log1p(-min(budget / self.max_rank, _MOST_COVERED))))
         self.register_buffer("penalty", torch.tensor(config.penalty))
         self.register_buffer("updates", torch.tensor(0))
         self.register_buffer("running_rank", torch.tensor(float(budget)))
@@ -146,8 +149,7 @@ class RankRouter(nn.Module):
 
     def _top_k(self, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         config = self.config
-        coverage_level = torch.log1p(-self.coverage)
-        level = coverage_level if config.k == "coverage" else torch.full_like(coverage_level, self.budget)
+        level = self.level if config.k == "coverage" else torch.full_like(self.level, self.budget)
         _, mask = select_ranks(probabilities, level, self.site_ranks, rule=config.k, k_min=config.k_min, buckets=None)
         hard = mask.to(probabilities.dtype)
         # Σp = 1 whatever the router does, so the count has no gradient through p; the perplexity of p has, and grows
@@ -156,18 +158,22 @@ class RankRouter(nn.Module):
         count = straight_through(hard.sum(-1), entropy.exp())
         return straight_through(hard, probabilities), count
 
-    def observe(self, mean_rank: float, coverage: float) -> None:
+    @property
+    def coverage(self) -> float:
+        """c, the share of p that the active ranks of an example cover."""
+        return -math.expm1(float(self.level))
+
+    def observe(self, mean_rank: float, level: float) -> None:
         """One update of the dual variables after an optimiser step: λ, c, and the running mean of E[k].
 
-        λ ← max(0, λ + η_λ(E k − budget)); c moves by `coverage_rate` of its way to `coverage`, the c at which the last
-        batch would have met the budget (top-k with coverage only).
+        λ ← max(0, λ + η_λ(E k − budget)); log(1 − c) moves by `coverage_rate` of its way to `level`, that of the c at
+        which the last batch would have met the budget (top-k with coverage only).
         """
         config, excess = self.config, mean_rank - self.budget
         self.running_rank.lerp_(torch.as_tensor(mean_rank, dtype=self.running_rank.dtype), 1 - _MOMENTUM)
         self.penalty.add_(config.penalty_rate * excess).clamp_(min=0.0)
         if config.gate == "topk" and config.k == "coverage":
-            self.coverage.lerp_(torch.as_tensor(coverage, dtype=self.coverage.dtype), config.coverage_rate)
-            self.coverage.clamp_(_LEAST_COVERAGE, 1 - _LEAST_COVERAGE)
+            self.level.lerp_(torch.as_tensor(level).to(self.level), config.coverage_rate).clamp_(*_LEVELS)
         self.updates.add_(1)
 
 

@@ -15,8 +15,13 @@ from torch import nn
 import gatefx
 from gatefx.errors import UntrainedGateError
 from gatefx.models.configs.catalogue import METHODS
+from gatefx.models.gates import RankMask
+from gatefx.models.hard_token_gate import HardTokenGate
+from gatefx.models.modulation import HardModulation
 from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.models.update_threshold import HardUpdateThreshold
 from gatefx.passes.deployed import DeployedModel
+from gatefx.passes.methods.ccm_schedule import routers_of
 
 peft = pytest.importorskip("peft")
 
@@ -101,3 +106,56 @@ def test_trained_gates_are_not_fitted_again() -> None:
     schedule.step()
 
     assert "fitted" not in gatefx.optimize(gated, data=DATA).report.facts
+
+
+def taken_by(fast: DeployedModel, name: str) -> float:
+    """What the deployed gates let through on the data in the budget's unit, counted at the gates themselves."""
+    taken = total = 0.0
+
+    def count(module: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
+        nonlocal taken, total
+        if isinstance(module, RankMask):
+            taken, total = taken + float(answer.sum()), total + answer[..., 0].numel()
+        elif isinstance(module, HardTokenGate):
+            taken, total = taken + float(answer[1].sum()), total + float(given[2].sum())
+        elif isinstance(module, (HardUpdateThreshold, HardModulation)):
+            choice = answer if answer.dtype == torch.bool else answer.ne(0).any(-1)
+            taken, total = taken + float(choice[real].sum()), total + float(real.sum())
+
+    handles = [module.register_forward_hook(count) for module in fast.reference_graph.children()]
+    for batch in DATA:
+        real = batch["attention_mask"].bool()
+        fast.reference(**batch)
+    for handle in handles:
+        handle.remove()
+    assert total > 0, f"no gate of {name} was called"
+    return taken / total
+
+
+@pytest.mark.parametrize("name", ["ccm", "tspeft", "gatera", "masklora"])
+def test_fitting_reaches_the_budget_that_the_deployed_model_takes(name: str) -> None:
+    fast = gatefx.optimize(lora(), config_of(name), BUDGETS[name], data=DATA, distill_steps=80, progress=False)
+    achieved: Any = fast.report.facts["fitted"][name]["achieved"]  # type: ignore[index]  # facts are plain data
+    taken = taken_by(fast, name)
+
+    # masklora rounds up to whole tokens: ⌈n/2⌉ of up to nine.
+    assert taken == pytest.approx(BUDGETS[name], rel=0.15 if name == "masklora" else 0.01)
+    # Of tspeft and gatera the last steps of fitting (gatera's mean gate), before a threshold is calibrated.
+    assert achieved == pytest.approx(taken, rel=1e-6 if name in ("ccm", "masklora") else 0.1)
+
+
+def test_fitted_ranks_hold_their_budget_where_the_router_has_become_sure() -> None:
+    """Cold temperatures put all of p on few ranks; what the others cover is beyond float32's steps near one."""
+    gated = gatefx.prepare(lora(), "ccm", budget=4, example_inputs=DATA[0])
+    for router in routers_of(gated.graph_module):
+        router.updates.fill_(1)
+        router.heads.requires_grad_(False).bias.copy_(-12.0 * (torch.arange(router.heads.bias.numel()) % 8))
+    fast = gatefx.optimize(gated, data=DATA, progress=False)
+    assert fast.calibration is not None
+    assert fast.calibration.level < -20
+    gated.methods["ccm"].keep_calibration(gated.graph_module, fast.decisions["ccm"])
+    again = gatefx.optimize(gated, progress=False)
+
+    for batch in DATA:
+        assert torch.equal(again.effective_ranks(batch), fast.effective_ranks(batch))
+    assert taken_by(again, "ccm") == pytest.approx(4, abs=0.05)

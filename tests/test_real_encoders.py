@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -64,12 +65,12 @@ def test_open_gates_are_the_adapter_bit_for_bit(gated: tuple[nn.Module, nn.Modul
         wanted = adapted(**batch).logits
         assert torch.equal(opened(*model.signature.arrange(batch))["logits"], wanted)
         for router in routers_of(model.graph_module):
-            router.coverage.fill_(1 - 1e-6)
+            router.level.fill_(math.log(1e-6))
             router.config = gatefx.CCM(k_min=16)
         assert torch.equal(model(**batch).logits, wanted)
         for router in routers_of(model.graph_module):
             router.config = model.method
-            router.coverage.fill_(6 / 16)
+            router.level.fill_(math.log1p(-6 / 16))
 
 
 def test_shut_gates_are_the_base_bit_for_bit(

@@ -224,3 +224,28 @@ def test_routers_alone_are_read_from_the_folder(gated: GatedModel, folder: Path)
     (theirs,) = routers_of(gated.graph_module)
     assert isinstance(mine.router, RankRouter)
     assert torch.equal(mine.router.heads.weight, theirs.heads.weight)
+
+
+def test_gates_of_before_levels_were_saved_come_back(gated: GatedModel, folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    from gatefx.passes.gated_files import GATES_FILE
+    from gatefx.runtime.artifact import ArtifactWriter
+
+    manifest = json.loads((folder / "gatefx.json").read_text())
+    tensors = load_file(folder / GATES_FILE)
+    old = {name: value for name, value in tensors.items() if not name.endswith(".level")}
+    old |= {name.replace(".level", ".coverage"): 1 - tensors[name].exp() for name in tensors if name not in old}
+    with ArtifactWriter(folder, overwrite=True) as writer:
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            (writer.path / name).write_bytes((folder / name).read_bytes())
+        save_file(old, writer.path / GATES_FILE)
+        written = ("files", "versions", "schema_version", "manifest_sha256")
+        writer.commit({name: value for name, value in manifest.items() if name not in written})
+
+    again = gatefx.from_pretrained(base(), folder, example_inputs=EXAMPLE).eval()
+    assert len(old) == len(tensors)
+    assert any(name.endswith(".coverage") for name in old)
+    for router, wanted in zip(routers_of(again.graph_module), routers_of(gated.graph_module), strict=True):
+        torch.testing.assert_close(router.level, wanted.level)
+    assert torch.equal(logits(again, BATCHES[1]), logits(gated, BATCHES[1]))

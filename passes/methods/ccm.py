@@ -16,17 +16,17 @@ Deviations from the paper, each with its reason:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor, fx
 
 from ...config import Budget, resolve_budget
 from ...errors import BudgetError, PassError, UntrainedGateError
 from ...models.configs.ccm import CCM
+from ...models.gates import RankRouter
 from ...models.objectives import gate_loss
 from ..chain import Chain
 from ..contract import Pass
@@ -35,10 +35,11 @@ from ..decision import Decision
 from ..find.adapters import find_sites
 from ..find.required import required_sites
 from ..gate.rank_router import InsertRankRouter
-from ..harden.distill import LAST, distill
+from ..harden.calibrate import Calibration, calibrate, collect_scores
+from ..harden.distill import distill, student_and_teacher
 from ..harden.static_gates import open_every_gate
 from ..sites import DeployedSite
-from .ccm_deploy import RankDecision, compact_ranks, harden_ranks, keep_every_rank
+from .ccm_deploy import RankDecision, compact_ranks, harden_ranks, keep_every_rank, rule_of
 from .ccm_schedule import GateSchedule, records_of, routers_of
 from .method import Batches, DeployOptions, FitQuality, Method
 
@@ -123,18 +124,25 @@ class RankRouting(Method[CCM]):
         routers = routers_of(model.graph_module)
         for router in routers:
             router.budget = self.budget
-        schedule, ranks = GateSchedule(model, steps), list[float]()
+        schedule = GateSchedule(model, steps)
         divergence = distill(
             model,
             data,
             method=self.name,
             parameters=[parameter for router in routers for parameter in router.parameters()],
             penalty=lambda: gate_loss(routers),
-            after=lambda: ranks.append(schedule.step().ranks.mean),
+            after=schedule.step,
             steps=steps,
             show=show,
         )
-        return FitQuality(self.name, steps, divergence, float(np.mean(ranks[-LAST:])), "ranks on average")
+        # c lags behind routers that still move; what they take in the end is solved on all of the data.
+        student, _ = student_and_teacher(model, self.name)
+        settled = calibrate(
+            collect_scores(student, data, show=show), self.budget, rule=rule_of(self.config),
+            k_min=self.config.k_min, buckets=self.config.buckets,
+        )  # fmt: skip
+        _keep_level(routers, settled)
+        return FitQuality(self.name, steps, divergence, settled.ranks.mean, "ranks on average")
 
     def harden(self, chain: Chain, data: Batches | None, options: DeployOptions) -> tuple[Chain, Decision]:
         """Routers → hard decisions at a calibrated level; none are left where the budget keeps every rank."""
@@ -147,11 +155,10 @@ class RankRouting(Method[CCM]):
         return compact_ranks(chain, _own(decision), options)
 
     def keep_calibration(self, graph_module: fx.GraphModule, decision: Decision) -> None:
-        """The coverage, where ranks are chosen by it."""
+        """The level of the coverage, where ranks are chosen by it."""
         calibration = _own(decision).calibration
-        if calibration is not None and calibration.rule == "coverage":
-            for router in routers_of(graph_module):
-                router.coverage.fill_(calibration.coverage)
+        if calibration is not None:
+            _keep_level(routers_of(graph_module), calibration)
 
     def describe(
         self, sites: Mapping[str, DeployedSite], decision: Decision, graph_module: fx.GraphModule
@@ -174,6 +181,12 @@ class RankRouting(Method[CCM]):
 
 def _site_ranks(graph_module: fx.GraphModule) -> list[int]:
     return [site.rank for site in required_sites(graph_module)]
+
+
+def _keep_level(routers: Sequence[RankRouter], calibration: Calibration) -> None:
+    if calibration.rule == "coverage":
+        for router in routers:
+            router.level.fill_(calibration.level)
 
 
 def _own(decision: Decision) -> RankDecision:

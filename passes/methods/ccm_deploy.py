@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from ...models.configs.ccm import CCM
@@ -118,7 +117,7 @@ def _level(
         )
         return calibration, calibration.level, (f"effective rank on the calibration data: {calibration.ranks}",)
     router = routers_of(frozen)[0]
-    level = {"coverage": float(torch.log1p(-router.coverage)), "fixed": budget, "threshold": 0.5}[rule]
+    level = {"coverage": float(router.level), "fixed": budget, "threshold": 0.5}[rule]
     note = "not calibrated (no data=): k is rounded up to buckets, so the effective rank may exceed the budget"
     return None, level, (note,)
 

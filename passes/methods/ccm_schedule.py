@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -53,9 +52,9 @@ class GateSchedule(MethodSchedule):
     def step(self) -> GateStep:
         """Observe the last batch, move c and λ towards the budget, cool τ; call once per optimiser step."""
         records = records_of(self.model.graph_module)
-        mean, coverage = mean_count(records), self._coverage_for(records)
+        mean, level = mean_count(records), self._level_for(records)
         for router in self._routers():
-            router.observe(mean, coverage)
+            router.observe(mean, level)
         row = self._row(records)
         self._set_temperature()
         self.history.append(row)
@@ -87,8 +86,8 @@ class GateSchedule(MethodSchedule):
         for router in self._routers():
             router.temperature.fill_(temperature_at(router.config, int(router.updates) / self.total_steps))
 
-    def _coverage_for(self, records: Sequence[GateRecord]) -> float:
-        """The c at which the last batch would have met the budget."""
+    def _level_for(self, records: Sequence[GateRecord]) -> float:
+        """log(1 − c) of the c at which the last batch would have met the budget."""
         routers = self._routers()
         solver = LevelSolver(
             [record.probabilities for record in records],
@@ -97,7 +96,7 @@ class GateSchedule(MethodSchedule):
             k_min=routers[0].config.k_min,
             buckets=None,
         )
-        return -math.expm1(solver.level_for(routers[0].budget))
+        return solver.level_for(routers[0].budget)
 
     def _row(self, records: Sequence[GateRecord]) -> GateStep:
         router = self._routers()[0]
@@ -109,7 +108,7 @@ class GateSchedule(MethodSchedule):
             entropy=float(rank_entropy(records[0].probabilities).mean()),
             collapse=collapse(gate, router.site_ranks.numpy(force=True)),
             temperature=float(router.temperature),
-            coverage=float(router.coverage),
+            coverage=router.coverage,
             penalty=float(router.penalty),
         )
 

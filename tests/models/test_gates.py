@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from typing import Any
 
@@ -63,7 +64,7 @@ def test_a_fixed_k_gives_every_example_the_budget() -> None:
 
 def test_k_min_is_kept_within_the_site_s_rank() -> None:
     router = router_of(k_min=5)
-    router.coverage.fill_(0.01)
+    router.level.fill_(-0.01)
 
     assert router(STATE, MASK).sum(-1).unique(dim=0).tolist() == [[5.0, 3.0]]
 
@@ -83,26 +84,37 @@ def test_routers_answer_in_the_state_s_dtype(dtype: torch.dtype) -> None:
 
 def test_dual_variables_move_towards_the_budget() -> None:
     router = router_of(penalty=0.1, penalty_rate=0.05)
-    coverage = float(router.coverage)
+    level = float(router.level)
 
-    router.observe(mean_rank=4.0, coverage=coverage / 2)
+    router.observe(mean_rank=4.0, level=level / 2)
 
     assert float(router.penalty) == pytest.approx(0.1 + 0.05 * 2.0)
-    assert float(router.coverage) == pytest.approx(coverage * (1 - 0.25 / 2))
+    assert float(router.level) == pytest.approx(level * (1 - 0.25 / 2))
+    assert router.coverage == pytest.approx(1 - math.exp(float(router.level)))
     assert int(router.updates) == 1
     assert float(router.running_rank) == pytest.approx(2.0 + 0.1 * 2.0)
     for _ in range(100):
-        router.observe(mean_rank=1.0, coverage=coverage)
+        router.observe(mean_rank=1.0, level=level)
     assert float(router.penalty) == 0.0, "λ never turns negative"
 
 
 @pytest.mark.parametrize("options", [{"k": "fixed"}, {"gate": "soft"}, {"gate": "hard_concrete"}])
 def test_coverage_moves_only_where_it_decides(options: Any) -> None:
     router = router_of(**options)
-    before = float(router.coverage)
-    router.observe(mean_rank=4.0, coverage=0.9)
+    before = float(router.level)
+    router.observe(mean_rank=4.0, level=-2.0)
 
-    assert float(router.coverage) == before
+    assert float(router.level) == before
+
+
+def test_peaked_probabilities_still_get_as_many_ranks_as_their_level_says() -> None:
+    router = router_of(ranks=(8,), heads=(0,)).requires_grad_(False)
+    router.heads.weight.zero_()
+    router.heads.bias.copy_(torch.arange(8) * -10.0)  # what the first k leave uncovered: e⁻¹⁰, e⁻²⁰, e⁻³⁰, …
+    for count in (1, 2, 3, 4):
+        router.level.fill_(-5.0 - 10.0 * (count - 1))
+        assert router(STATE, MASK)[:, 0].sum(-1).unique().tolist() == [count]
+    assert router.level.exp() < torch.finfo(torch.float32).eps
 
 
 def test_a_budget_of_every_rank_starts_finite() -> None:
@@ -113,7 +125,7 @@ def test_a_budget_of_every_rank_starts_finite() -> None:
 
 def test_the_state_dict_holds_everything_that_training_moves() -> None:
     router, other = router_of(), router_of()
-    router.observe(4.0, 0.3)
+    router.observe(4.0, -0.3)
     router.temperature.fill_(0.3)
     other.load_state_dict(router.state_dict())
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch import fx
 
 import gatefx
 from gatefx.errors import BudgetError, SiteError, UntrainedGateError
@@ -101,6 +102,37 @@ def test_training_drives_the_share_to_the_budget() -> None:
 
     assert schedule.history[0].update_share > 0.9
     assert sum(row.update_share for row in schedule.history[-6:]) / 6 == pytest.approx(0.3, abs=0.1)
+
+
+def test_held_out_batches_take_the_calibrated_share(trained: GatedModel) -> None:
+    """Within 5 points: the budget is met on the calibration data, and other sentences have other ratios."""
+    calibration = [tiny_inputs("bert", batch=16, tokens=16, seed=seed) for seed in range(100, 104)]
+    held_out = [tiny_inputs("bert", batch=16, tokens=16, seed=seed) for seed in range(200, 204)]
+    for budget in (0.25, 0.5, 0.75):
+        fast = gatefx.optimize(trained, budget=budget, data=calibration, progress=False)
+        taken = Taken(fast.graph_module)
+        assert taken.over(fast, calibration) == pytest.approx(budget, abs=0.005)
+        assert taken.over(fast, held_out) == pytest.approx(budget, abs=0.05)
+
+
+class Taken(fx.Interpreter):
+    """Runs a deployed graph and counts at its operators: which real tokens got an update."""
+
+    def over(self, fast: DeployedModel, data: list[dict[str, Any]]) -> float:
+        self.taken = self.total = 0
+        for batch in data:
+            self.real = batch["attention_mask"].bool()
+            self.run(*fast.arrange(batch))
+        return self.taken / self.total
+
+    def run_node(self, n: fx.Node) -> Any:
+        answer = super().run_node(n)
+        if n.target is torch.ops.gatefx.token_gated_lora.default:
+            base = self.fetch_args_kwargs_from_env(n)[0][0]
+            changed = (answer != base).any(-1)
+            changed = changed[self.real] if changed.shape == self.real.shape else changed  # a pooled state has no token
+            self.taken, self.total = self.taken + int(changed.sum()), self.total + changed.numel()
+        return answer
 
 
 def test_the_step_follows_the_learning_rate_schedule() -> None:
