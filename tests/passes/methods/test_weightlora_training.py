@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ import gatefx
 from gatefx.errors import InputError, MethodError
 from gatefx.models.configs.ccm import CCM
 from gatefx.models.configs.weightlora import WeightLoRA
+from gatefx.models.iterative_thresholding import kept_overlap
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.methods.weightlora_training import SelectionSchedule, adapter_parameters
@@ -110,6 +112,25 @@ def test_a_run_resumed_after_the_choice_goes_on_bit_for_bit() -> None:
 
     wanted = gated.state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in again.state_dict().items())
+
+
+def kept_in_report(seed: int) -> set[str]:
+    """What a run of its own seed kept, as a program reads it from the deployed model's report."""
+    gated = prepared(seed=seed)
+    optimiser = optimiser_of(gated)
+    train(gated, optimiser, gated.schedule(STEPS, optimiser), range(6))
+    facts = json.loads(json.dumps(gatefx.optimize(gated.eval()).report.to_json()))["facts"]["weightlora"]
+    assert not set(facts["kept"]) & set(facts["dropped"])
+    return set(facts["kept"])
+
+
+def test_runs_of_two_seeds_are_compared_by_the_sets_in_their_reports() -> None:
+    first, other = kept_in_report(0), kept_in_report(1)
+    shared = sum(name in other for name in first)
+
+    assert len(first) == len(other) == 6
+    assert kept_overlap(first, other) == pytest.approx(shared / (12 - shared))
+    assert 0 < kept_overlap(first, other) < 1, "seeds keep partly the same adapters"
 
 
 def test_gradients_of_several_batches_count_as_one_step() -> None:
