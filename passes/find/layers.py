@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from ...models.families import ATTENTION_MASK
+from ...models.token_gate import TokenGate
 from ..graph.edit import shape_of, tensor_value
 from .adapters import Miss
 from .attention import Attention, find_attention
@@ -44,7 +45,7 @@ class Cut:
 
 def find_cuts(graph_module: fx.GraphModule) -> tuple[Cut, ...] | Miss:
     """Every cut after which something still attends to the tokens, in graph order; or why there is none."""
-    content = _content(graph_module.graph)
+    content = _content(graph_module)
     attentions = [item for item in find_attention(graph_module) if item.keys in content and _spans(item)]
     own = [item for item in attentions if _spans(item)[0] == _spans(item)[1] == _spans(attentions[0])[1]]
     if not own:
@@ -93,22 +94,29 @@ def _keys(node: fx.Node) -> tuple[object, ...]:
     return tuple(size_key(size) for size in shape_of(node))
 
 
-def _content(graph: fx.Graph) -> set[fx.Node]:
-    """Values that know what the tokens are: looked up by an input, or computed from a real-valued one."""
+def _content(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """Values that know what the tokens are: looked up by an input, or computed from a real-valued one.
+
+    A gate on tokens says which there are, like a mask, so that cuts beyond one in a gated graph are found too.
+    """
     inputs: set[fx.Node] = set()
     found: set[fx.Node] = set()
-    for node in graph.nodes:
+    for node in graph_module.graph.nodes:
         sources = node.all_input_nodes
         if node.op == "placeholder":
             real = tensor_value(node).is_floating_point() and node.target != ATTENTION_MASK
             (found if real else inputs).add(node)
-        elif node.target is aten.sym_size.int:
+        elif node.target is aten.sym_size.int or _is_gate(graph_module, node):
             continue
         elif any(source in found for source in sources):
             found.add(node)
         elif any(source in inputs for source in sources):
             (found if node.target is aten.embedding.default else inputs).add(node)
     return found
+
+
+def _is_gate(graph_module: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and isinstance(graph_module.get_submodule(str(node.target)), TokenGate)
 
 
 def _separators(graph: fx.Graph, content: set[fx.Node], tokens: object) -> list[fx.Node]:

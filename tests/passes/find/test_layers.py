@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gatefx.models.configs.masklora import MaskLoRA
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.find.adapters import Miss
 from gatefx.passes.find.layers import Cut, find_cuts
+from gatefx.passes.find.scored_layers import find_scored_layers
 from gatefx.passes.gate.lora import AttachLora
+from gatefx.passes.gate.token_cuts import PlaceTokenGates
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.edit import module_path, shape_of
 from gatefx.passes.harden.freeze import FreezeRegularization
@@ -117,3 +120,14 @@ def test_a_model_without_attention_is_declined(capture_plain: Any) -> None:
 
     assert isinstance(found, Miss)
     assert "no attention" in found.reason
+
+
+@pytest.mark.parametrize("family", ["bert", "t5"])
+def test_gates_on_tokens_hide_no_later_cut(captured_family: Any, family: str) -> None:
+    adapted = AttachLora(4, 8.0, 0.0, "all-linear")(captured_family(family)[1].graph_module).graph_module
+    gated = PlaceTokenGates(MaskLoRA(keep=((0, 0.8), (1, 0.5))), 0.5)(adapted).graph_module
+
+    assert [cut.layer for cut in cuts_of(gated)] == [cut.layer for cut in cuts_of(adapted)]
+    layers = [find_scored_layers(graph) for graph in (adapted, gated)]
+    names = [[[site.name for site in layer.sites] for layer in found] for found in layers if isinstance(found, tuple)]
+    assert names[0] == names[1]
