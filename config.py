@@ -13,7 +13,30 @@ from typing import ClassVar
 
 from .errors import BudgetError, MethodError
 
-Budget = int | float | str
+
+@dataclass(frozen=True)
+class Flops:
+    """A budget in FLOPs for masklora: the share of the FLOPs without cuts that may be spent, e.g. `Flops(0.6)`.
+
+    `gatefx.optimize` turns it into a schedule of cuts, by the cost model and by how faithful each is on `data`.
+
+    Raises:
+        BudgetError: no positive number.
+    """
+
+    share: float
+
+    def __post_init__(self) -> None:
+        if not is_number(self.share, above=0):
+            raise BudgetError(
+                "A budget in FLOPs is a share.",
+                given=f"Flops({self.share!r})",
+                expected="a number above 0 and below 1, of the FLOPs of the model that keeps every token",
+                remedy="pass for example budget=gatefx.methods.Flops(0.6)",
+            )
+
+
+Budget = int | float | str | Flops
 #: One budget, or of several methods those given, by name.
 Budgets = Budget | Mapping[str, Budget | None]
 

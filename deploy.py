@@ -19,7 +19,7 @@ from .passes.cost import Workload
 from .passes.deployed import DeployedModel
 from .passes.deploying import deploy
 from .passes.gated import GatedModel
-from .passes.methods.budgets import budgets_by_method, with_one_adapter
+from .passes.methods.budgets import budgets_by_method, flops_by_method, with_one_adapter, without_flops
 from .passes.methods.method import DeployOptions, Method
 from .preparing import build_gated, check_model
 from .runtime.native.torch_kernels import use_torch_kernels
@@ -55,7 +55,7 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
         model: what `prepare` returned, trained; or a PEFT model with LoRA, whose gates are then fitted on `data`.
         method: a name, a config, or a list of several; None takes the gated model's own.
         budget: in the method's unit (ranks, tokens, sites), for several methods a dict by name; None takes the gated
-            model's own.
+            model's own. For masklora also `gatefx.methods.Flops(0.6)`: its cuts are chosen on `data` for that cost.
         data: unlabelled batches (labels are ignored): they calibrate the gates, and fit those that were never trained.
         gates: folder that `gated.save_pretrained` wrote: its gates act in a PEFT model, nothing is fitted.
         workload: (batch, tokens) to price forms for; None takes the data's median.
@@ -75,7 +75,8 @@ def optimize(  # noqa: PLR0913  # the front door: each is a documented option
     _check_counts(workload, distill_steps)
     batches = _checked_batches(data)
     use_torch_kernels()
-    gated = _gated(model, method, budget, batches, gates)
+    gated = _gated(model, method, without_flops(budget), batches, gates)
+    spend_flops(gated, budget, batches, progress=progress)
     options = DeployOptions(
         workload=_workload(workload, batches), engine=engine, fold=fold, freeze_static=freeze_static, forms=forms,
         verify=verify, show=progress,
@@ -218,6 +219,22 @@ def _detached(model: GatedModel) -> GatedModel:
     """A copy that shares frozen tensors and owns those that may go on training."""
     shared: dict[int, object] = {id(p): p for p in model.parameters() if not p.requires_grad}
     return copy.deepcopy(model, shared)
+
+
+def spend_flops(
+    gated: GatedModel,
+    budget: Budgets | None,
+    batches: Sequence[Mapping[str, Tensor]] | None,
+    *,
+    progress: bool | None = None,
+) -> None:
+    """Spend the budgets that are in FLOPs, in place: cuts are chosen and gated anew; see `Method.spend`.
+
+    Raises:
+        BudgetError: a method that spends none, no data, or FLOPs that nothing costs.
+    """
+    for name, flops in flops_by_method([method.config for method in gated.methods.values()], budget).items():
+        gated.methods[name].spend(gated, flops, batches, show=progress)
 
 
 def fit_untrained(

@@ -30,7 +30,7 @@ def test_every_name_is_there_and_documented(name: str) -> None:
 def test_every_method_has_its_config_under_one_name() -> None:
     configs = {type(config).__name__ for config in METHODS.values()}
 
-    assert set(gatefx.methods.__all__) == configs
+    assert set(gatefx.methods.__all__) == configs | {"Flops"}  # a budget, which no method owns
     assert gatefx.methods.CCM is gatefx.CCM
 
 

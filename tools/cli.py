@@ -44,7 +44,8 @@ BudgetText = Annotated[
     list[str] | None,
     typer.Option(
         "--budget",
-        help='In the method\'s unit or a share: "6", "0.4", "40%"; of several methods one each: "ccm=6".',
+        help='In the method\'s unit or a share: "6", "0.4", "40%"; of several methods one each: "ccm=6"; '
+        'masklora cuts by FLOPs too: "60%flops".',
         show_default="the gates' own, or the method's",
     ),
 ]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import AdapterConfig, Budget, Budgets
+from ..config import AdapterConfig, Budget, Budgets, Flops, resolve_share
 from ..errors import BudgetError, UntrainedGateError
 from ..models.configs.catalogue import resolve_methods
 from ..models.configs.ccm import CCM
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from ..passes.gated import GatedModel
 
     Batches = list[dict[str, Tensor]]
+
+
+_FLOPS = "flops"
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,16 @@ def parse_budgets(texts: Sequence[str] | None) -> Budgets | None:
 
 
 def parse_budget(text: str) -> Budget:
-    """A budget as a person typed it: "6" counts, "0.4" and "40%" are shares; the library judges the rest."""
+    """A budget as a person typed it: "6" counts, "0.4" and "40%" are shares, "40%flops" is one of FLOPs.
+
+    The library judges the rest.
+    """
+    if text.lower().endswith(_FLOPS):
+        return Flops(resolve_share(_number(text[: -len(_FLOPS)].strip()), unit="of the FLOPs"))
+    return _number(text)
+
+
+def _number(text: str) -> int | float | str:
     for kind in (int, float):
         try:
             return kind(text)
@@ -157,17 +169,21 @@ def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
 
 def _gated(request: CompileRequest, opened: _Opened) -> GatedModel:
     """The model with trained gates: loaded, or fitted on the data."""
-    from ..deploy import fit_untrained
+    from ..deploy import fit_untrained, spend_flops
+    from ..passes.methods.budgets import without_flops
     from ..preparing import build_gated
     from .model_loading import load_gated, load_peft
 
     folder = opened.folder
     if folder.manifest is not None:
-        return load_gated(folder, opened.example)
+        gated = load_gated(folder, opened.example)
+        spend_flops(gated, request.budget, opened.batches)
+        return gated
     gated = build_gated(
-        load_peft(folder), _configs(request.methods), request.budget,
+        load_peft(folder), _configs(request.methods), without_flops(request.budget),
         example_inputs=opened.example, attach=False, share_frozen=True,
     )  # fmt: skip
+    spend_flops(gated, request.budget, opened.batches)
     fit_untrained(gated, opened.batches, steps=request.distill_steps)
     return gated
 
@@ -180,10 +196,12 @@ def _configs(names: tuple[str, ...]) -> tuple[AdapterConfig, ...]:
 
 def _deploy(request: CompileRequest, opened: _Opened, gated: GatedModel) -> DeployedModel:
     from ..deploy import optimize
+    from ..passes.methods.budgets import without_flops
 
+    # What was in FLOPs is spent: it is the gated model's own schedule by now.
     return optimize(
-        gated, budget=request.budget, data=opened.batches, fold=request.fold, freeze_static=request.freeze_static,
-        forms=request.forms,
+        gated, budget=without_flops(request.budget), data=opened.batches, fold=request.fold,
+        freeze_static=request.freeze_static, forms=request.forms,
     )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from ...config import AdapterConfig, Budget, Budgets
+from ...config import AdapterConfig, Budget, Budgets, Flops
 from ...errors import BudgetError, MethodError
 from ...models.configs.catalogue import kind_of
 
@@ -37,6 +37,23 @@ def budgets_by_method(configs: Sequence[AdapterConfig], budget: Budgets | None) 
             "There is a budget for a method that is not used.", given=", ".join(unknown), expected=", ".join(names)
         )
     return {name: given.get(name) for name in names}
+
+
+def without_flops(budget: Budgets | None) -> Budgets | None:
+    """The budgets that need no data: those in FLOPs are spent later, when there are gates and data to choose by."""
+    if isinstance(budget, Mapping):
+        return {name: None if isinstance(value, Flops) else value for name, value in budget.items()}
+    return None if isinstance(budget, Flops) else budget
+
+
+def flops_by_method(configs: Sequence[AdapterConfig], budget: Budgets | None) -> dict[str, Flops]:
+    """Method → its budget in FLOPs, of those that have one.
+
+    Raises:
+        BudgetError: as `budgets_by_method`.
+    """
+    given = budgets_by_method(configs, budget).items()
+    return {name: value for name, value in given if isinstance(value, Flops)}
 
 
 def with_one_adapter(configs: Sequence[AdapterConfig], rank: int | None) -> tuple[AdapterConfig, ...]:

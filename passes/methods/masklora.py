@@ -2,6 +2,7 @@
 
     prepare    capture → [AttachLora] → InsertTokenGates → FeedTokenGates                a model that trains
     training   full forward (answers, ŝ) → masked forward → Eq. 2                        two forwards a step
+    budget in FLOPs   schedules priced and tried on data (`masklora_search.py`) → gates at the cuts of the best
     optimize   FreezeRegularization → (ŝ on data) → FoldAdapters → HardenTokenGates      the masked graph
                → CompactTokens                                                           a model that serves
 
@@ -18,16 +19,18 @@ Deviations from the paper, each with its reason:
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, fx
 
-from ...config import Budget, resolve_share
-from ...errors import BudgetError, PassError
+from ...config import Budget, Flops, resolve_share
+from ...errors import BudgetError, MethodError, PassError
 from ...models.configs.masklora import MaskLoRA
 from ...models.families import ATTENTION_MASK
+from ...models.score_predictor import ScorePredictor
 from ...models.token_objective import token_loss
 from ..chain import Chain
 from ..compact.tokens import CompactTokens
@@ -43,6 +46,8 @@ from .masklora_deploy import ALL, UNIT, TokenDecision, choose_tokens, keep_every
 from .masklora_fit import fit_gates
 from .masklora_full import FullAnswer, TrainingForward, set_scores
 from .masklora_schedule import TokenSchedule
+from .masklora_search import choose_schedule
+from .masklora_trials import Trials
 from .method import Batches, DeployOptions, FitQuality, Method
 
 if TYPE_CHECKING:
@@ -76,6 +81,13 @@ class TokenPruning(Method[MaskLoRA]):
             SiteError: no cut, or no adapter that scores tokens; BudgetError: no share, or a count.
         """
         required_layers(graph_module)
+        if isinstance(budget, Flops):
+            raise BudgetError(
+                "A budget in FLOPs is spent by optimize, on data: cuts are chosen by what they do to a tuned model.",
+                given=f"budget={budget!r}",
+                expected='a share of tokens here, or gatefx.optimize(tuned, "masklora", Flops(…), data=…)',
+                remedy="to train with the schedule that optimize found, pass MaskLoRA(keep=…) from its report",
+            )
         last = config.keep[-1][1] if config.keep is not None else None
         if budget is None:
             return _DEFAULT_SHARE if last is None else last
@@ -87,6 +99,37 @@ class TokenPruning(Method[MaskLoRA]):
                 remedy="pass for example budget=0.5",
             )
         return resolve_share(budget, unit=UNIT)
+
+    def spend(self, model: GatedModel, flops: Flops, data: Batches | None, *, show: bool | None) -> None:
+        """Choose a schedule, and gate the model's tokens at its cuts; gates that were trained there stay as they are.
+
+        The report gets the schedule as a note, and with all that were tried as `facts["schedule"]["masklora"]`.
+
+        Raises:
+            BudgetError: no data, or a share that no schedule costs; SiteError: no cut saves anything.
+            MethodError: scores of the path, with which a first cut of several is not compacted.
+        """
+        if self.config.scores == "path":
+            raise MethodError(
+                "Cuts are chosen by FLOPs for predicted scores.",
+                given="scores='path'",
+                expected="scores='predicted'",
+                remedy="name the cuts with MaskLoRA(scores='path', keep={layer: share})",
+            )
+        if data is None:
+            raise BudgetError(
+                "A schedule of cuts is chosen by what it does to data.",
+                given=f"budget={flops!r}, data=None",
+                expected="unlabelled batches like those the model will serve",
+                remedy="pass data=[batch, …], or name the cuts yourself with MaskLoRA(keep={layer: share})",
+            )
+        trials = Trials(model, self.config, data, show=show)
+        choice = choose_schedule(trials, self.config, flops.share, show=show)
+        config = dataclasses.replace(self.config, keep=choice.chosen.keep)
+        budget = choice.chosen.keep[-1][1]
+        model.graph_module = cut_anew(model.graph_module, config, budget, trials.predictors(choice.chosen.keep))
+        model.methods[self.name] = type(self)(config, budget)
+        model.report = model.report.extended(notes=(str(choice),), facts={"schedule": {self.name: choice.to_json()}})
 
     def limit(self, graph_module: fx.GraphModule) -> float:  # noqa: ARG002
         """Every token."""
@@ -162,6 +205,25 @@ class TokenPruning(Method[MaskLoRA]):
         """Sites as they are: tokens are dropped between layers."""
         _own(decision)
         return sites
+
+
+def cut_anew(
+    graph_module: fx.GraphModule, config: MaskLoRA, budget: float, predictors: Mapping[int, ScorePredictor]
+) -> fx.GraphModule:
+    """The graph with token gates at the cuts of `config.keep` instead of those it has, or with both where they meet.
+
+    Args:
+        predictors: of new gates, by layer.
+    """
+    trained = {gate.layer: gate for _, gate in token_gates(graph_module) if int(gate.updates) > 0}
+    chain = Chain(graph_module).then(SettleTokenGates(), PlaceTokenGates(config, budget), FeedTokenGates(config))
+    for _, gate in token_gates(chain.graph):
+        gate.train(graph_module.training)
+        if gate.layer in trained:
+            gate.load_state_dict(trained[gate.layer].state_dict())
+        elif gate.layer in predictors:
+            gate.predictor.load_state_dict(predictors[gate.layer].state_dict())
+    return chain.graph
 
 
 def _own(decision: Decision) -> TokenDecision:

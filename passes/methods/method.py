@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, fx
 
-from ...config import AdapterConfig, Budget
+from ...config import AdapterConfig, Budget, Flops
+from ...errors import BudgetError
 from ..chain import Chain
 from ..contract import Pass
 from ..cost import Workload
@@ -130,6 +131,21 @@ class Method(ABC, Generic[Config]):
         Raises:
             BudgetError: a budget that makes no sense there.
         """
+
+    def spend(self, model: GatedModel, flops: Flops, data: Batches | None, *, show: bool | None) -> None:  # noqa: ARG002
+        """Turn a budget in FLOPs into this method's options and budget on `model`, in place, gates included.
+
+        Args:
+            data: unlabelled batches to choose by; show: a progress bar (None: on a terminal).
+
+        Raises:
+            BudgetError: the method has nothing to choose by FLOPs, there is no data, or no choice costs as little.
+        """
+        raise BudgetError(
+            f"{self.name} takes no budget in FLOPs.",
+            given=str(flops),
+            expected=f"a budget in {self.unit}; FLOPs are masklora's, whose cuts they choose",
+        )
 
     @abstractmethod
     def limit(self, graph_module: fx.GraphModule) -> float:

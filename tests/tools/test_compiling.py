@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import gatefx as library
+from gatefx.methods import Flops
 from gatefx.models.packaged_text import batches
+from gatefx.tools.compiling import parse_budget
 from gatefx.tools.model_folder import open_model_folder
 from gatefx.tools.model_loading import example_batch, load_base, load_gated, load_tokenizer
 
@@ -144,6 +146,37 @@ def test_a_hira_adapter_is_refused_with_the_way_in_python(
     code, _, err = gatefx("optimize", folder, tmp_path / "out", "--method", "gatera")
     assert code == 2
     assert "gatefx.optimize(peft_model" in err
+
+
+def test_cuts_are_chosen_for_a_budget_in_flops_and_saved(
+    gatefx: Command, adapter_folder: Path, data_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    code, printed, err = gatefx(
+        "optimize", adapter_folder, out, "--data", data_file, "--method", "masklora", "--budget", "80%flops",
+        "--distill-steps", 5,
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+    assert "80.0% of the FLOPs buy a schedule that keeps" in printed
+    folder = open_model_folder(out)
+    gated = load_gated(folder, example_batch(load_tokenizer(folder)))
+    config = gated.methods["masklora"].config
+    assert config.keep[-1][1] == gated.budget
+    assert library.optimize(gated).budget == gated.budget
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [("6", 6), ("0.4", 0.4), ("40%", "40%"), ("40%flops", Flops(0.4)), ("0.4 FLOPs", Flops(0.4)), ("few", "few")],
+)
+def test_budgets_as_people_type_them(text: str, budget: object) -> None:
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize("text", ["flops", "120%flops", "few flops", "0flops"])
+def test_flops_that_are_no_share_are_refused(text: str) -> None:
+    with pytest.raises(library.GatefxError, match="share"):
+        parse_budget(text)
 
 
 def test_a_base_without_weights_that_the_adapter_lacks_is_refused(
