@@ -27,6 +27,7 @@ from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.faithfulness import faithfulness
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.harden.token_calibration import hard_gates
+from gatefx.tools.measured_gates import measure_gates
 
 #: Method → the budgets it is deployed at; it is trained at the first. None is what training arrives at.
 BUDGETS: dict[str, tuple[float | None, ...]] = {
@@ -95,12 +96,15 @@ def accuracy(answer: object, tokenizer: object) -> float:
     return right / total
 
 
-def achieved(fast: DeployedModel, tokenizer: object) -> dict[str, float]:
-    """What the budget came to: tokens kept on the test sentences where tokens are dropped, else updates taken."""
+def achieved(gated: GatedModel, fast: DeployedModel, tokenizer: object) -> dict[str, float]:
+    """What the budget came to on the test sentences: tokens kept, ranks, or updates taken (mean over adapters)."""
+    data = batches(tokenizer, sentences("rt").test_texts, batch_size=64)
     if hard_gates(fast.reference_graph):
-        found = faithfulness(fast, batches(tokenizer, sentences("rt").test_texts, batch_size=64))
+        found = faithfulness(fast, data)
         return {"token_share": found.share, "token_share_sd": found.deviation, "kl": found.divergence}
-    return {"update_share": sum(site.update_share for site in fast.sites) / len(fast.sites)}
+    rows = measure_gates(gated, fast, data).sites.values()
+    figures = {name for row in rows for name in row}
+    return {name: sum(row.get(name, 0.0) for row in rows) / len(rows) for name in sorted(figures)}
 
 
 def run_training(args: argparse.Namespace) -> None:
@@ -143,7 +147,7 @@ def score(kind: str, seed: int, name: str, out: Path) -> list[dict[str, object]]
     for budget in BUDGETS[kind]:
         fast = gatefx.optimize(gated, budget=budget, data=calibration)
         forms = sorted({site.form for site in fast.sites})
-        reached = achieved(fast, tokenizer)
+        reached = achieved(gated, fast, tokenizer)
         rows.append(
             {
                 "kind": kind,

@@ -16,7 +16,8 @@ import torch
 from torch import fx
 
 from ...runtime.ops import token_ops  # noqa: F401  # defines torch.ops.gatefx.gather_tokens
-from ..find.kept_tokens import KeptTokens, Want
+from ..find.kept_operands import Want
+from ..find.kept_tokens import KeptTokens
 from ..find.selections import Selection
 from ..find.token_rules import is_pointwise, rank_of, size_key
 from ..graph.edit import emit, shape_of

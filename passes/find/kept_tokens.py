@@ -30,12 +30,13 @@ import torch
 from torch import fx, nn
 
 from ...models.modulation import HardModulation, Modulation, SoftModulation
-from ..graph.edit import module_path, shape_of
+from ..graph.edit import module_path
 from .adapters import Miss
 from .attention import SOFTMAX, fused_mask, is_fused
+from .kept_operands import Impossible, Operands, Want
 from .kept_weights import KeptWeights
 from .selections import GATHER, SCATTER, SELECT, Selection, chosen_by
-from .token_rules import NOWHERE, Axes, is_pointwise, is_view, rank_of, reduced_axes, rule_of, size_key
+from .token_rules import NOWHERE, Axes, is_pointwise, rank_of, reduced_axes, rule_of
 
 aten = torch.ops.aten
 _PRODUCTS = (aten.matmul.default, aten.bmm.default)
@@ -54,20 +55,6 @@ _Rule: TypeAlias = Callable[[fx.Node, list[fx.Node]], Axes]
 _TOKENS: Axes = frozenset({1})
 _CAUSAL = 5  # argument of fused attention
 _OPEN = "dropped tokens are not shut out of it"
-
-
-@dataclass(frozen=True)
-class Want:
-    """How a user must read an operand.
-
-    Attributes:
-        axes: to gather along, none of them 0, counted when ones are put in front until there are `rank` axes.
-        rank: number of axes; copies: c, where the user has c rows an example on axis 0.
-    """
-
-    axes: Axes
-    rank: int
-    copies: int
 
 
 @dataclass(frozen=True)
@@ -90,21 +77,16 @@ def follow_kept(graph_module: fx.GraphModule, selection: Selection) -> KeptToken
     return _Walk(graph_module, selection).run()
 
 
-class _Impossible(Exception):  # noqa: N818  # a way out of a rule, caught here
-    """Why a node cannot run on the kept tokens."""
-
-
 class _Walk:
     """One pass over the graph in order. A rule answers with the token axes of the result."""
 
     def __init__(self, graph_module: fx.GraphModule, selection: Selection) -> None:
         self.graph_module = graph_module
         self.gate = selection.gate
-        self.batch, self.length = (size_key(size) for size in shape_of(selection.gate))
-        self.found = KeptTokens({selection.gate: _TOKENS})
-        self.axes = self.found.axes
+        self.operands = Operands(selection.gate)
+        self.found = KeptTokens(self.operands.axes, self.operands.wants)
+        self.axes = self.operands.axes
         self.weights = KeptWeights(selection.gate)
-        self.by_example = {selection.gate}  # values whose axis 0 counts examples, or c rows of each
         self.later: set[fx.Node] = set()  # selections among what is left
 
     def run(self) -> KeptTokens:
@@ -114,7 +96,7 @@ class _Walk:
                 continue
             try:
                 answer = self._visit(node, self._carriers(node))
-            except _Impossible as reason:
+            except Impossible as reason:
                 path = module_path(node)
                 self.found.misses.append(Miss(f"{path} ({node.name})" if path else node.name, str(reason)))
                 continue
@@ -132,10 +114,10 @@ class _Walk:
     def _visit(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
         if node.op == "output":
             for value in carriers:
-                self._check_answer(value)
+                self.operands.check_answer(value)
             return NOWHERE
-        if any(self._keeps_examples(node, source) for source in carriers):
-            self.by_example.add(node)
+        if any(self.operands.keeps_examples(node, source) for source in carriers):
+            self.operands.by_example.add(node)
         if is_fused(self.graph_module, node):
             return self._attend(node)
         if node.op == "call_module":
@@ -162,21 +144,21 @@ class _Walk:
         """Operators that work place by place."""
         rule = rule_of(node)
         if rule is None:
-            raise _Impossible(f"{node.target} is not known to leave tokens apart")
+            raise Impossible(f"{node.target} is not known to leave tokens apart")
         found = NOWHERE
         for source in carriers:
             axes = self._summed(node, source) if node.target is aten.sum.dim_IntList else self.axes[source]
             answer = rule(node, source, axes) if axes else NOWHERE
             if isinstance(answer, str):
-                raise _Impossible(answer)
+                raise Impossible(answer)
             found |= answer
         if is_pointwise(node) or node.target in _ALIGNED:
             for source in node.all_input_nodes:
-                self._want(node, source, found - self._looked_up(node, source), rank_of(node))
+                self.operands.want(node, source, found - self._looked_up(node, source), rank_of(node))
         elif node.target in _SHAPED_AS:
-            self._want(node, node.all_input_nodes[-1], found, rank_of(node))
+            self.operands.want(node, node.all_input_nodes[-1], found, rank_of(node))
         elif node.target is aten.stack.default and len(carriers) != len(node.all_input_nodes):
-            raise _Impossible("it stacks tokens on what are none")
+            raise Impossible("it stacks tokens on what are none")
         return found
 
     def _looked_up(self, node: fx.Node, source: fx.Node) -> Axes:
@@ -188,48 +170,48 @@ class _Walk:
     def _summed(self, node: fx.Node, source: fx.Node) -> Axes:
         summed = reduced_axes(node, source) & self.axes[source]
         if not all(self.weights.is_zero(source, axis) for axis in summed):
-            raise _Impossible(_OPEN)
+            raise Impossible(_OPEN)
         return self.axes[source] - summed
 
     def _weigh(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
         scores = carriers[0]
         axis = int(node.args[1]) % rank_of(node)  # type: ignore[arg-type]  # schema: int
         if axis in self.axes[scores] and not self.weights.is_low(scores, axis):
-            raise _Impossible(_OPEN)
+            raise Impossible(_OPEN)
         return self.axes[scores]
 
     def _attend(self, node: fx.Node) -> Axes:
         query, keys, values = (source for source in node.args[:3] if isinstance(source, fx.Node))
         mask, rank = fused_mask(node), rank_of(query)
         if node.kwargs.get("is_causal") or (len(node.args) > _CAUSAL and node.args[_CAUSAL]):
-            raise _Impossible("attention that is causal by a flag counts the tokens that are left")
+            raise Impossible("attention that is causal by a flag counts the tokens that are left")
         row = frozenset({rank - 2})
         if any(self.axes.get(source, row) != row for source in (query, keys, values)):
-            raise _Impossible("its states do not hold one token a row")
-        visible = self._aligned(mask, rank) if mask is not None else NOWHERE
+            raise Impossible("its states do not hold one token a row")
+        visible = self.operands.aligned(mask, rank) if mask is not None else NOWHERE
         attended = keys in self.axes or values in self.axes or rank - 1 in visible
         asking = query in self.axes or rank - 2 in visible
         if attended and (mask is None or not self.weights.is_low(mask, -1)):
-            raise _Impossible(_OPEN)
+            raise Impossible(_OPEN)
         for source, counts in ((query, asking), (keys, attended), (values, attended)):
-            self._want(node, source, row if counts else NOWHERE, rank)
+            self.operands.want(node, source, row if counts else NOWHERE, rank)
         if mask is not None:
             sides = {axis for axis, counts in ((rank - 2, asking), (rank - 1, attended)) if counts}
-            self._want(node, mask, frozenset(sides), rank)
+            self.operands.want(node, mask, frozenset(sides), rank)
         return row if asking else NOWHERE
 
     def _multiply(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:  # noqa: ARG002  # a rule's signature
         left, right = (source for source in node.args[:2] if isinstance(source, fx.Node))
         rank = rank_of(node)
         if left is right or min(rank_of(left), rank_of(right)) < 2:  # noqa: PLR2004  # matrices
-            raise _Impossible("it is no product of two matrices")
-        of_left, of_right = self._aligned(left, rank), self._aligned(right, rank)
+            raise Impossible("it is no product of two matrices")
+        of_left, of_right = self.operands.aligned(left, rank), self.operands.aligned(right, rank)
         summed = rank - 1 in of_left or rank - 2 in of_right
         if summed and not (self.weights.is_zero(left, -1) or self.weights.is_zero(right, -2)):
-            raise _Impossible(_OPEN)
+            raise Impossible(_OPEN)
         beside = (of_left | of_right) - {rank - 1, rank - 2}
-        self._want(node, left, beside | (of_left & {rank - 2}) | ({rank - 1} if summed else NOWHERE), rank)
-        self._want(node, right, beside | (of_right & {rank - 1}) | ({rank - 2} if summed else NOWHERE), rank)
+        self.operands.want(node, left, beside | (of_left & {rank - 2}) | ({rank - 1} if summed else NOWHERE), rank)
+        self.operands.want(node, right, beside | (of_right & {rank - 1}) | ({rank - 2} if summed else NOWHERE), rank)
         return beside | (of_left & {rank - 2}) | (of_right & {rank - 1})
 
     def _call(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
@@ -239,16 +221,16 @@ class _Walk:
         if isinstance(module, nn.Dropout):
             return self.axes[carriers[0]]
         if not chooses and not isinstance(module, _TOKEN_WISE):
-            raise _Impossible(f"{type(module).__name__} is not known to leave tokens apart")
-        self.by_example.add(node)
+            raise Impossible(f"{type(module).__name__} is not known to leave tokens apart")
+        self.operands.by_example.add(node)
         return self._by_row(node, [source for source in node.all_input_nodes if rank_of(source) > 1], carriers)
 
     def _by_row(self, node: fx.Node, rows: list[fx.Node], carriers: list[fx.Node]) -> Axes:
         """Operators and modules whose operands `rows` are (B, T) or (B, T, d), as is the result."""
         if any(source not in rows or self.axes[source] != _TOKENS for source in carriers):
-            raise _Impossible("its operands do not hold one token a row")
+            raise Impossible("its operands do not hold one token a row")
         for source in rows:
-            self._want(node, source, _TOKENS, rank_of(source))
+            self.operands.want(node, source, _TOKENS, rank_of(source))
         return _TOKENS
 
     def _part(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
@@ -265,7 +247,7 @@ class _Walk:
             self.later.add(node)
             return NOWHERE
         if carriers[0] not in self.axes:
-            self.by_example.add(node)
+            self.operands.by_example.add(node)
             return _TOKENS
         self._by_row(node, [source for source in node.args[:3] if isinstance(source, fx.Node)], carriers)
         return NOWHERE
@@ -273,55 +255,5 @@ class _Walk:
     def _gather(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
         """What an earlier cut gathered along another axis."""
         if node.args[2] in self.axes[carriers[0]] or carriers[0] is not node.args[0]:
-            raise _Impossible("an earlier cut chose among these tokens")
+            raise Impossible("an earlier cut chose among these tokens")
         return self.axes[carriers[0]]
-
-    def _aligned(self, source: fx.Node, rank: int) -> Axes:
-        return frozenset(axis + rank - rank_of(source) for axis in self.axes.get(source, NOWHERE))
-
-    def _want(self, node: fx.Node, source: fx.Node, axes: Axes, rank: int) -> None:
-        """Let `node` read `source` gathered along `axes` of `rank`, as far as it is not gathered already."""
-        if not isinstance(source.meta.get("val"), torch.Tensor):
-            return
-        shape = (*(1,) * (rank - rank_of(source)), *shape_of(source))
-        have = self._aligned(source, rank)
-        missing = frozenset(axis for axis in axes - have if size_key(shape[axis]) != 1)
-        other = [axis for axis in missing if size_key(shape[axis]) != self.length]
-        if other or 0 in missing or not have <= axes:
-            raise _Impossible(f"{source.name} does not count its tokens where the others do")
-        if missing:
-            copies = self._copies(node, rank)
-            if size_key(shape[0]) not in (1, self.batch, copies * self.batch):  # type: ignore[operator]  # symbols multiply
-                raise _Impossible(f"axis 0 of {source.name} does not count examples")
-            self.found.wants.setdefault(node, {})[source] = Want(missing, rank, copies)
-
-    def _copies(self, node: fx.Node, rank: int) -> int:
-        """c, where axis 0 of the user counts c rows of each example."""
-        if node not in self.by_example:
-            raise _Impossible("its first axis does not count examples")
-        value = node.meta["val"]
-        size = size_key(value.shape[0]) if isinstance(value, torch.Tensor) and value.dim() == rank else self.batch
-        return _ratio(size, self.batch) or 1
-
-    def _keeps_examples(self, node: fx.Node, source: fx.Node) -> bool:
-        """Whether axis 0 of the result counts examples because that of an operand does."""
-        if source not in self.by_example:
-            return False
-        value = node.meta["val"]
-        if not isinstance(value, torch.Tensor):
-            return True
-        rule = rule_of(node)
-        if rule is None or is_view(node):
-            return value.dim() > 0 and _ratio(size_key(value.shape[0]), self.batch) is not None
-        return rule(node, source, frozenset({0})) == frozenset({0})
-
-    def _check_answer(self, value: fx.Node) -> None:
-        if value not in self.by_example or 0 in self.axes[value] or size_key(shape_of(value)[0]) != self.batch:
-            raise _Impossible(f"tokens of {value.name} do not stand behind their examples")
-
-
-def _ratio(size: object, batch: object) -> int | None:
-    """c where size = c·batch."""
-    quotient = size / batch  # type: ignore[operator]  # numbers and symbols divide
-    number = getattr(quotient, "is_Integer", isinstance(quotient, int))
-    return int(quotient) if number else None

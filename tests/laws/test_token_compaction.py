@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -11,7 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from gatefx.errors import CaptureError
 from gatefx.models.tiny import tiny, tiny_inputs
@@ -25,6 +26,7 @@ SLOW = [
     *("roberta", "distilbert", "electra", "mpnet", "albert", "bart", "xlm-roberta", "camembert", "ernie", "rembert"),
     *("deberta", "big_bird", "roformer", "mt5", "mbart", "pegasus", "deit"),
 ]
+ATTENTION = ["full_attention", "sliding_attention"]
 CUTS = {"one": {1: 0.5}, "two": {0: 0.7, 1: 0.5}}
 SLOW_CASE = pytest.mark.slow
 CASES = [
@@ -32,6 +34,7 @@ CASES = [
     *(pytest.param(family, "one", marks=SLOW_CASE) for family in FAST),
     *(pytest.param(family, cuts, marks=SLOW_CASE) for family in SLOW for cuts in CUTS),
 ]
+SHAPED = ["bert", "roberta", "electra", "mpnet", "deberta-v2", "modernbert"]  # sizes under the same names
 # Its additive mask (B, 1, 1, K) makes torch.export ask whether K is 1, which only data says.
 NOT_LOWERED = pytest.mark.xfail(raises=CaptureError, strict=True, reason="export guards on an unbacked size")
 
@@ -74,6 +77,41 @@ def test_compacted_is_masked_on_kept_tokens(family: str, cuts: str, graphs: Any,
         masked.get_buffer("token_share").fill_(share)
         expected, answer = masked(*given_inputs)["logits"], compacted(*given_inputs)["logits"]
         torch.testing.assert_close(answer, expected, rtol=tolerance[dtype], atol=tolerance[dtype])
+
+    holds()
+
+
+@st.composite
+def architectures(draw: st.DrawFn) -> tuple[nn.Module, dict[int, float]]:
+    """A random encoder, and random cuts between its layers with the share kept at each."""
+    family, layers = draw(st.sampled_from(SHAPED)), draw(st.integers(2, 4))
+    heads, head_width = draw(st.sampled_from([1, 2, 3])), draw(st.sampled_from([8, 16]))
+    config = copy.deepcopy(tiny(family).config)
+    config.num_hidden_layers, config.num_attention_heads, config.hidden_size = layers, heads, heads * head_width
+    config.intermediate_size = draw(st.integers(5, 40))
+    if family == "deberta-v2":
+        config.pooler_hidden_size = config.hidden_size
+    if family == "modernbert":
+        config.layer_types = draw(st.lists(st.sampled_from(ATTENTION), min_size=layers, max_size=layers))
+    cuts = draw(st.dictionaries(st.integers(0, layers - 2), st.floats(0.2, 0.9), min_size=1, max_size=2))
+    torch.manual_seed(draw(st.integers(0, 1000)))
+    return type(tiny(family))(config).double().eval(), dict(sorted(cuts.items()))
+
+
+@pytest.mark.parametrize("examples", [3, pytest.param(60, marks=SLOW_CASE)])
+def test_any_architecture(examples: int, masked_tokens: Any, tolerance: Any) -> None:
+    @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(architectures(), st.integers(1, 8), st.integers(1, 16), st.integers(0, 1000), st.floats(0.01, 1.0))
+    def holds(architecture: tuple[Any, dict[int, float]], batch: int, tokens: int, seed: int, share: float) -> None:
+        model, cuts = architecture
+        family = model.config.model_type
+        masked = masked_tokens(model, inputs(family, torch.float64, 3, 9), cuts)
+        result = CompactTokens()(masked)
+        assert len(result.reports[0].fired) == len(cuts)
+        masked.get_buffer("token_share").fill_(share)
+        given_inputs = inputs(family, torch.float64, batch, tokens, seed).values()
+        found, wanted = result.graph_module.eval()(*given_inputs)["logits"], masked(*given_inputs)["logits"]
+        torch.testing.assert_close(found, wanted, rtol=tolerance[torch.float64], atol=tolerance[torch.float64])
 
     holds()
 
