@@ -29,12 +29,15 @@ from gatefx.passes.gated import GatedModel
 from gatefx.passes.harden.token_calibration import hard_gates
 from gatefx.tools.measured_gates import measure_gates
 
+#: Beside the methods with their default options.
+VARIANTS = {"gatera-lora": replace(METHODS["gatera"], update="lora")}
 #: Method → the budgets it is deployed at; it is trained at the first. None is what training arrives at.
 BUDGETS: dict[str, tuple[float | None, ...]] = {
     "ccm": (6,),
     "masklora": (0.5, 0.7, 0.3),
     "tspeft": (0.5,),
     "gatera": (None, 0.5),
+    "gatera-lora": (None, 0.5),
     "weightlora": (None,),
     "weightlora+": (None,),
 }
@@ -57,7 +60,7 @@ def untrained(kind: str, seed: int, args: argparse.Namespace) -> tuple[torch.nn.
         config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.1, task_type="SEQ_CLS", target_modules="all-linear")
         return get_peft_model(model, config), tokenizer
     example = batches(tokenizer, sample(seed, 2)[0], batch_size=2)[0]
-    config = replace(METHODS[kind], rank=16, alpha=32, lora_dropout=0.1)
+    config = replace((METHODS | VARIANTS)[kind], rank=16, alpha=32, lora_dropout=0.1)
     return gatefx.prepare(model, config, budget=BUDGETS[kind][0], example_inputs=example), tokenizer
 
 
