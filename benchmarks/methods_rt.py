@@ -2,10 +2,12 @@
 
     python benchmarks/methods_rt.py train OUT [--methods lora masklora …] [--seeds 0 1 2] [--model minilm-l6]
     python benchmarks/methods_rt.py score OUT
+    python benchmarks/methods_rt.py table OUT
 
 `train` trains each with one recipe (AdamW 1e-3 linear, batch 32 by length, α=32, all linears, LoRA dropout 0.1,
 gradient clip 1) and keeps what it trained under OUT; LoRA is PEFT's own. `score` deploys with 1,024 unlabelled
-training sentences and prints accuracy on all test sentences, with the budget that the test sentences really got.
+training sentences and prints accuracy on all test sentences, with the budget that the test sentences really got;
+`table` prints what was scored as Markdown.
 """
 
 from __future__ import annotations
@@ -165,6 +167,28 @@ def score(kind: str, seed: int, name: str, out: Path) -> list[dict[str, object]]
     return rows
 
 
+def run_table(args: argparse.Namespace) -> None:
+    """A row for each method and budget, a column for each seed."""
+    rows = _rows(args.out / "scores.jsonl")
+    print(f"| method | budget | {' | '.join(f'seed {seed}' for seed in args.seeds)} | mean | it really took |")
+    print(f"|{'---|' * (len(args.seeds) + 4)}")
+    for kind in args.methods:
+        for budget in BUDGETS.get(kind, (None,)):
+            found = {row["seed"]: row for row in rows if (row["kind"], row["budget"]) == (kind, budget)}
+            if found:
+                scores = [f"{100 * found[seed]['accuracy']:.2f}" if seed in found else "" for seed in args.seeds]
+                mean = sum(row["accuracy"] for row in found.values()) / len(found)
+                print(
+                    f"| {kind} | {budget} | {' | '.join(scores)} | {100 * mean:.2f} | {_took(list(found.values()))} |"
+                )
+
+
+def _took(rows: list[dict[str, object]]) -> str:
+    """Means over seeds of what the budget came to."""
+    names = [name for name in ("token_share", "token_share_sd", "kl", "update_share", "gate_mean") if name in rows[0]]
+    return ", ".join(f"{name} {sum(row[name] for row in rows) / len(rows):.3f}" for name in names)
+
+
 def _rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -172,7 +196,7 @@ def _rows(path: Path) -> list[dict[str, object]]:
 def main() -> None:
     """Run one step."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=["train", "score"])
+    parser.add_argument("step", choices=["train", "score", "table"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--methods", nargs="+", default=["lora", *BUDGETS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -181,7 +205,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    {"train": run_training, "score": run_scoring}[args.step](args)
+    {"train": run_training, "score": run_scoring, "table": run_table}[args.step](args)
 
 
 if __name__ == "__main__":
