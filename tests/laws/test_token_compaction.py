@@ -45,6 +45,7 @@ def graphs(masked_tokens: Any) -> Any:
 
     @cache
     def make(family: str, cuts: str, dtype: torch.dtype) -> tuple[fx.GraphModule, fx.GraphModule]:
+        torch.manual_seed(0)  # whichever test comes first: other scores may tie, and engines break ties differently
         model = tiny(family).to(dtype)
         masked = masked_tokens(model, inputs(family, dtype, 3, 9), CUTS[cuts])
         result = CompactTokens()(masked, verify=True)
