@@ -149,11 +149,11 @@ def _gated(
         return gated
     configs = with_one_adapter(resolve_methods("ccm" if method is None else method), None)
     check_model(model)
-    if batches is None and not any("lora_" in name for name, _ in model.named_parameters()):
+    if batches is None and not any("lora_" in name or "hira_" in name for name, _ in model.named_parameters()):
         raise SiteError(
             "The model has no adapter to optimize.",
-            given=f"{type(model).__name__} without LoRA",
-            expected="a model that gatefx.prepare returned and you trained, or a PEFT model with LoRA",
+            given=f"{type(model).__name__} without LoRA or HiRA",
+            expected="a model that gatefx.prepare returned and you trained, or a PEFT model",
             remedy='call gatefx.prepare(model, method="ccm", budget=6, rank=16, example_inputs=batch), then train',
         )
     if batches is None:

@@ -314,3 +314,13 @@ def test_a_generator_of_batches_is_read_once(gated: GatedModel) -> None:
         yield from DATA
 
     assert gatefx.optimize(gated, data=batches()).calibration is not None
+
+
+@pytest.mark.parametrize("kind", ["lora", "hira"])
+def test_an_adapted_model_without_data_is_asked_for_data(kind: str) -> None:
+    model = tiny("bert")
+    adapter = nn.Linear(4, 4)
+    model.add_module(f"{kind}_A", adapter)
+
+    with pytest.raises(UntrainedGateError, match="no data to fit them on"):
+        gatefx.optimize(model)
