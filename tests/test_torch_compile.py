@@ -33,6 +33,10 @@ def deployed(config: AdapterConfig, budget: float) -> Any:
     for name, buffer in gated.named_buffers():
         if name.endswith("updates"):
             buffer.fill_(1)  # gates count as trained, so that none are fitted
+    with torch.no_grad():
+        for parameter in gated.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(std=0.3)  # updates that show, and gates that differ from token to token
     return gatefx.optimize(gated, budget=budget, data=batches(), progress=False)
 
 
@@ -49,7 +53,9 @@ def test_lengths_and_budgets_share_one_graph(name: str) -> None:
     with dynamo_config.patch(error_on_recompile=True):
         for batch in batches():
             torch.testing.assert_close(compiled(**batch)["logits"], model(**batch)["logits"])
+        before = model(**batches()[0])["logits"]
         model.budget = smaller
+        assert not torch.equal(model(**batches()[0])["logits"], before)
         for batch in batches():
             torch.testing.assert_close(compiled(**batch)["logits"], model(**batch)["logits"])
 
