@@ -144,6 +144,13 @@ def _gated(
     if isinstance(model, DeployedModel):
         raise InputError("The model is deployed already.", given="DeployedModel", expected="a gated or a PEFT model")
     if isinstance(model, GatedModel):
+        if gates is not None:
+            raise InputError(
+                "The model has its gates already.",
+                given=f"a gated model and gates={str(gates)!r}",
+                expected="gates= with a PEFT model only",
+                remedy="read a gated model with gatefx.from_pretrained(base, folder, example_inputs=batch)",
+            )
         gated = _detached(model)
         gated.methods = _deploying(gated, method, budget)
         return gated
@@ -216,8 +223,13 @@ def _redeployed(trained: AdapterConfig, config: AdapterConfig) -> AdapterConfig:
 
 
 def _detached(model: GatedModel) -> GatedModel:
-    """A copy that shares frozen tensors and owns those that may go on training."""
-    shared: dict[int, object] = {id(p): p for p in model.parameters() if not p.requires_grad}
+    """A copy that shares frozen storage and owns what may go on training.
+
+    Its parameters are objects of their own: casting or moving the copy replaces their storage, not the model's.
+    """
+    shared: dict[int, object] = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters() if not p.requires_grad
+    }
     return copy.deepcopy(model, shared)
 
 

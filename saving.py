@@ -35,9 +35,10 @@ def load_gates(model: GatedModel, folder: str | Path) -> None:
     """Read the gates (not the adapters) that `save_gated` wrote into a gated model with the same sites.
 
     Raises:
-        ArtifactError: a truncated or edited folder, one of another kind, or one for other sites.
+        ArtifactError: a truncated or edited folder, one of another kind, or one for other methods or sites.
     """
     artifact = _opened(folder)
+    _check_methods(model, artifact)
     _check_sites(model, artifact)
     tensors, gates = _gates_in(artifact), gate_tensors(model.graph_module)
     _assign(model.graph_module, {name: value for name, value in tensors.items() if name in gates}, folder)
@@ -127,6 +128,17 @@ def _opened(folder: str | Path) -> Artifact:
             remedy="gatefx.load opens what gatefx.export wrote",
         )
     return artifact
+
+
+def _check_methods(model: GatedModel, artifact: Artifact) -> None:
+    saved = list(artifact.manifest["methods"])
+    if set(saved) != set(model.methods):
+        raise ArtifactError(
+            "The saved gates belong to other methods.",
+            given=", ".join(saved),
+            expected=", ".join(model.methods),
+            remedy=f"pass method={saved[0] if len(saved) == 1 else saved!r} with the options it was trained with",
+        )
 
 
 def _check_sites(model: GatedModel, artifact: Artifact) -> None:

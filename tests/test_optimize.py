@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import gatefx
-from gatefx.errors import BudgetError, InputError, MethodError, SiteError, UntrainedGateError
+from gatefx.errors import ArtifactError, BudgetError, InputError, MethodError, SiteError, UntrainedGateError
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.gated import GatedModel
@@ -239,6 +239,26 @@ def test_gates_of_one_model_serve_its_adapter(gated: GatedModel, fast: DeployedM
 
     for batch in HELD_OUT:
         torch.testing.assert_close(other(**batch).logits, fast(**batch).logits, rtol=0, atol=1e-5)
+
+
+def test_gates_of_another_method_are_refused(gated: GatedModel, tmp_path: Any) -> None:
+    gated.save_pretrained(tmp_path / "g")
+    model = peft.PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "g")).eval()
+
+    with pytest.raises(ArtifactError, match="other methods"):
+        gatefx.optimize(model, "tspeft", data=DATA, gates=tmp_path / "g")
+    with pytest.raises(InputError, match="has its gates already"):
+        gatefx.optimize(gated, data=DATA, gates=tmp_path / "g")
+
+
+def test_casting_what_was_optimized_leaves_the_gated_model(gated: GatedModel) -> None:
+    before = {name: value.clone() for name, value in gated.state_dict().items()}
+
+    gatefx.optimize(gated, budget=3, data=DATA).double()
+
+    after = gated.state_dict()
+    assert {name: value.dtype for name, value in after.items()} == {n: v.dtype for n, v in before.items()}
+    assert all(torch.equal(after[name], value) for name, value in before.items())
 
 
 @pytest.mark.parametrize("budget", [0, -1, 9, 0.0, 1.5, float("nan"), "6 %", True])
