@@ -33,6 +33,21 @@ _AUDIO = frozenset({"whisper", "wav2vec2"})
 _SAMPLES, _FRAMES = 8, 2
 
 
+#: Decoders of one stack that `tiny_decoder` builds.
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen3", "qwen2", "gemma", "gpt2", "gpt_neox", "phi", "opt")
+
+
+def tiny_decoder(family: str, seed: int = 0) -> PreTrainedModel:
+    """A random language model of `family`, one of DECODERS, in eval mode and float32: logits (B, T, vocabulary).
+
+    Raises:
+        InputError: a family that is no such decoder; MissingDependencyError: transformers is not installed.
+    """
+    if family not in DECODERS:
+        raise InputError("No small decoder of this family.", given=repr(family), expected=", ".join(DECODERS))
+    return _built(family, "AutoModelForCausalLM", seed)
+
+
 def tiny(family: str, num_labels: int = 2, seed: int = 0) -> PreTrainedModel:
     """A random model of `family` in eval mode and float32.
 
@@ -49,12 +64,15 @@ def tiny(family: str, num_labels: int = 2, seed: int = 0) -> PreTrainedModel:
         InputError: an unknown family.
         MissingDependencyError: transformers is not installed.
     """
-    sizes = _ALL.get(family)
-    if sizes is None:
+    if family not in _ALL:
         raise _unknown(family)
+    return _built(family, _auto_class(family), seed, num_labels=num_labels)
+
+
+def _built(family: str, auto_class: str, seed: int, **options: int) -> PreTrainedModel:
     transformers = transformers_for("building a small model")
-    kind = getattr(transformers, _auto_class(family))
-    config = transformers.AutoConfig.for_model(family, **sizes, num_labels=num_labels)
+    kind = getattr(transformers, auto_class)
+    config = transformers.AutoConfig.for_model(family, **_ALL[family], **options)
     with quiet(transformers), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = kind.from_config(config, dtype=torch.float32).eval()

@@ -28,6 +28,7 @@ from ...errors import CaptureError, InputError
 from ...models.families import LAYER_DROP_CLASSES, LENGTH_GROUPS
 from ...models.task_loss import LABEL_NAMES, base_model
 from .agreement import differs_in_eval
+from .capture_decoder import Arguments, decoder_arguments
 from .normalize import normalize
 from .signature import InputSpec, Signature, read_axes
 
@@ -56,25 +57,27 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Tensor], *, share_fro
     """
     example = _checked_example(example_inputs)
     twin = _twin(model, share_frozen=share_frozen)
+    arguments, problem = decoder_arguments(twin, example)
     notes = []
     try:
-        exported, answer_type = _export(twin, example, training=True)
+        exported, answer_type = _export(twin, example, arguments, training=True)
     except CaptureError as in_training:
         try:
-            exported, answer_type = _export(twin, example, training=False)
+            exported, answer_type = _export(twin, example, arguments, training=False)
         except CaptureError:
             raise in_training from in_training.__cause__
         notes.append(f"captured in eval mode, so dropout stays off in training: {in_training.problem}")
     graph_module = _unlifted(exported, tuple(example))
     if not notes:
-        difference = differs_in_eval(_ByName(twin, tuple(example)), graph_module, example)
+        difference = differs_in_eval(_ByName(twin, tuple(example), arguments), graph_module, example)
         if difference is not None:
-            exported, answer_type = _export(twin, example, training=False)
+            exported, answer_type = _export(twin, example, arguments, training=False)
             graph_module = _unlifted(exported, tuple(example))
             notes.append(f"captured in eval mode: besides dropout, training changes what the model does ({difference})")
     origin = {"architecture": type(base_model(model)).__name__, "answer_type": answer_type}
     graph_module.meta["signature"] = replace(graph_module.meta["signature"], **origin)
     notes += _fixed_axes(graph_module, tuple(example))
+    notes += [] if problem is None else [problem]
     return Captured(graph_module, tuple(notes))
 
 
@@ -87,16 +90,17 @@ class _Seen:
 class _ByName(nn.Module):
     """Calls the model by keyword and returns its tensors by name, so that the graph's outputs have names."""
 
-    def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
+    def __init__(self, model: nn.Module, names: tuple[str, ...], arguments: Arguments) -> None:
         super().__init__()
         self.model = model
         self.names = names
+        self.arguments = arguments
         self.seen = _Seen()
 
     def forward(self, *tensors: Tensor) -> dict[str, Tensor]:
         inputs = dict(zip(self.names, tensors, strict=True))
         _tie_axes(inputs)
-        answer = self.model(**inputs)
+        answer = self.model(**self.arguments(inputs))
         self.seen.answer_type = type(answer) if isinstance(answer, Mapping) and is_dataclass(answer) else None
         return named_tensors(answer)
 
@@ -166,12 +170,14 @@ def _twin(model: nn.Module, *, share_frozen: bool) -> nn.Module:
     return twin
 
 
-def _export(model: nn.Module, example: dict[str, Tensor], *, training: bool) -> tuple[ExportedProgram, type | None]:
+def _export(
+    model: nn.Module, example: dict[str, Tensor], arguments: Arguments, *, training: bool
+) -> tuple[ExportedProgram, type | None]:
     model.train(training)
     for module in model.modules():
         if type(module).__name__ in LAYER_DROP_CLASSES:
             module.training = False
-    wrapper = _ByName(model, tuple(example))
+    wrapper = _ByName(model, tuple(example), arguments)
     dynamic = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in example.values())
     try:
         with torch.random.fork_rng(devices=[]):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -44,6 +44,18 @@ def shape_of(node: fx.Node) -> Shape:
     """The node's symbolic shape; sizes that tracing found to be constant are plain numbers."""
     sizes = ((size, constant_size(size)) for size in tensor_value(node).shape)
     return tuple(size if known is None else known for size, known in sizes)
+
+
+def answers_of(graph: fx.Graph) -> dict[str, fx.Node]:
+    """The graph's answers by name.
+
+    Raises:
+        PassError: it answers something else than named tensors.
+    """
+    answers = graph.output_node().args[0]
+    if not isinstance(answers, dict):
+        raise PassError("The graph answers no named outputs.", given=type(answers).__name__, expected="a dict")
+    return {str(name): value for name, value in answers.items() if isinstance(value, fx.Node)}
 
 
 def module_path(node: fx.Node) -> str:
@@ -91,6 +103,13 @@ def emit(graph: fx.Graph, target: Callable[..., Any], args: Arguments, *, origin
     with _fake_mode(like):
         node.meta["val"] = target(*values)
     return stamp(node, origin=origin, like=like)
+
+
+def copy_value(graph: fx.Graph, node: fx.Node, replaced: Mapping[fx.Node, fx.Node]) -> fx.Node:
+    """Another node like `node` at the insertion point, with some of its operands replaced."""
+    made = graph.node_copy(node, lambda operand: replaced.get(operand, operand))
+    made.meta = dict(node.meta)
+    return made
 
 
 def emit_attribute(graph_module: fx.GraphModule, name: str, *, origin: str, like: fx.Node) -> fx.Node:

@@ -27,9 +27,11 @@ from .onnx_update_functions import (
     translate_routed_linear,
     translate_token_gated_lora,
 )
+from .onnx_visible_functions import VisibleKeys, translate_visible_keys
 from .schema import gated_lora
 from .token_ops import gather_tokens, scatter_tokens, select_tokens
 from .update_ops import routed_linear, token_gated_lora
+from .visible_ops import visible_keys
 
 if TYPE_CHECKING:
     import onnx
@@ -45,6 +47,7 @@ _FUNCTIONS = (
     ScatterTokens,
     TokenGatedLora,
     RoutedLinear,
+    VisibleKeys,
 )
 
 
@@ -57,6 +60,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         scatter_tokens._opoverload: translate_scatter_tokens,
         token_gated_lora._opoverload: translate_token_gated_lora,
         routed_linear._opoverload: translate_routed_linear,
+        visible_keys._opoverload: translate_visible_keys,
     }
 
 

@@ -1,0 +1,236 @@
+"""Decode: a decoder's graph over whole texts → one that reads a cache and appends to it, for one new token or several.
+
+    k, v of layer i (B, H, T, d) ─▶ attention      cat([past_key_values.i.key, k], 2) (B, H, S + T, d) ─▶ attention
+    visible_keys(p, p, mask, w)                 →  visible_keys(p, cat([past_positions.g, p]), cat([past_mask.g, …]))
+    logits                                         logits, and every cat as present.…
+
+Sound: an attention reads its keys and values in any order, so those of earlier tokens may stand in front; everything
+else works token by token. Sizes of keys and values are followed from the cache to the attention and lengthened; sizes
+that count the new tokens stay.
+
+Refuses a graph in which gates on tokens still choose (`OpenTokenChoices` takes them out), and keys that reach their
+attention through operators that are not known to leave rows apart.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+from torch import fx
+from torch._dynamo.source import ConstantSource
+from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
+
+from ...errors import PassError
+from ...models.families import ATTENTION_MASK
+from ..contract import Pass
+from ..find.attention import is_fused
+from ..find.cache_rows import CacheRows
+from ..find.token_rules import Axes, is_view, rank_of, rule_of
+from ..graph.edit import answers_of, copy_value, emit, shape_of, stamp, tensor_value
+from ..graph.signature import Axis, InputSpec, read_axes, signature_of
+from ..report import Outcome
+from .layout import LOGITS, CacheLayout, key_name, mask_name, positions_name, present_of, value_name
+from .prefill import positions_input, required_rows
+
+aten = torch.ops.aten
+_EXAMPLE = 5  # rows of a cache, for a symbol that needs a size to start from
+_TOKENS, _LAST = frozenset({2}), frozenset({3})
+
+
+@dataclass(frozen=True)
+class ReadCache(Pass):
+    """Read a cache in front of every attention.
+
+    Attributes:
+        layout: which layers keep the same rows.
+    """
+
+    layout: CacheLayout
+
+    after: ClassVar[tuple[str, ...]] = ("FreezeRegularization",)
+
+    def requires(self, graph_module: fx.GraphModule) -> None:
+        """A decoder of explicit positions with the layout's layers."""
+        rows = required_rows(graph_module)
+        if len(rows) != len(self.layout.groups):
+            raise PassError(f"The layout has {len(self.layout.groups)} layers, the graph {len(rows)} attentions.")
+
+    def apply(self, graph_module: fx.GraphModule) -> Outcome:
+        """Rewrite every attention, and the answers."""
+        rows = required_rows(graph_module)
+        positions = positions_input(graph_module, rows[0], self.name)
+        answers = _Reading(graph_module, self.layout, rows, positions, self.name).run()
+        return Outcome(tuple(answers))
+
+
+class _Reading:
+    """The edits of one graph."""
+
+    def __init__(
+        self,
+        graph_module: fx.GraphModule,
+        layout: CacheLayout,
+        rows: Sequence[CacheRows],
+        positions: fx.Node,
+        origin: str,
+    ) -> None:
+        self.graph_module, self.graph = graph_module, graph_module.graph
+        self.layout, self.rows, self.positions, self.origin = layout, rows, positions, origin
+        inputs = {str(node.target): node for node in self.graph.find_nodes(op="placeholder")}
+        self.mask = inputs[ATTENTION_MASK]
+        self.specs: list[InputSpec] = []
+        self.sizes = [self._new_size(group) for group in range(layout.group_count)]
+        self.axes = _row_axes(graph_module, rows)
+        self.grown: dict[fx.Node, int] = {}
+
+    def run(self) -> dict[str, fx.Node]:
+        """Every layer; the answers by name."""
+        cached: dict[str, fx.Node] = {}
+        for layer, row in enumerate(self.rows):
+            for name, states in ((key_name(layer), row.key), (value_name(layer), row.value)):
+                cached[present_of(name)] = self._lengthen(name, states, self.layout.groups[layer])
+        whole = [self._whole_group(group) for group in range(self.layout.group_count)]
+        masks: dict[tuple[fx.Node, int], fx.Node] = {}
+        for row, group in zip(self.rows, self.layout.groups, strict=True):
+            mask = self._mask_for(row.attention.mask, group, whole[group], masks)  # type: ignore[arg-type]  # has one
+            row.attention.holder.replace_input_with(row.attention.mask, mask)  # type: ignore[arg-type]
+        self._grow()
+        for group, (positions, mask) in enumerate(whole):
+            cached |= {present_of(positions_name(group)): positions, present_of(mask_name(group)): mask}
+        return self._answer(cached)
+
+    def _new_size(self, group: int) -> torch.SymInt:
+        """S of a group: a new symbol."""
+        mode = tensor_value(self.positions).fake_mode  # type: ignore[attr-defined]  # symbolic values are fake
+        context: StatelessSymbolicContext[..., None] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
+        example = torch.empty(_EXAMPLE + 2 * group)
+        fake = mode.from_tensor(example, source=ConstantSource(f"past_{group}"), symbolic_context=context)
+        size: torch.SymInt = fake.shape[0]
+        return size
+
+    def _past(self, name: str, like: fx.Node, axis: int, group: int) -> fx.Node:
+        """An input shaped like a value of the graph, with S of the group on one axis."""
+        value = tensor_value(like)
+        shape = [*shape_of(like)]
+        shape[axis] = self.sizes[group]
+        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
+            node = stamp(self.graph.placeholder(name.replace(".", "_")), origin=self.origin, like=like)
+        with value.fake_mode:  # type: ignore[attr-defined]
+            node.meta["val"] = value.new_empty(shape)
+        batch = signature_of(self.graph_module).inputs[0].axes[0]
+        names = {str(self.sizes[number]): f"past_{number}" for number in range(len(self.sizes))}
+        axes = read_axes(node.meta["val"], {}, {str(shape[0]): batch.symbol, **names})
+        self.specs.append(InputSpec(name, value.dtype, _bounded(axes, batch)))
+        return node
+
+    def _lengthen(self, name: str, states: fx.Node, group: int) -> fx.Node:
+        past = self._past(name, states, 2, group)
+        users = list(states.users)
+        with self.graph.inserting_after(max(states, past)):
+            whole = emit(self.graph, aten.cat.default, ([past, states], 2), origin=self.origin, like=states)
+        for user in users:
+            if user.target is not aten.sym_size.int:
+                user.replace_input_with(states, whole)
+        self.grown[whole] = 2
+        return whole
+
+    def _whole_group(self, group: int) -> tuple[fx.Node, fx.Node]:
+        """(positions, mask) of a group's rows and the new tokens, (B, S + T)."""
+        found = []
+        for name, new in ((positions_name(group), self.positions), (mask_name(group), self.mask)):
+            past = self._past(name, new, 1, group)
+            found.append((past, new))
+        last = self.graph.find_nodes(op="placeholder")[-1]
+        joined = []
+        for past, new in found:
+            with self.graph.inserting_after(last):
+                joined.append(emit(self.graph, aten.cat.default, ([past, new], 1), origin=self.origin, like=new))
+        return joined[0], joined[1]
+
+    def _mask_for(
+        self, mask: fx.Node, group: int, whole: tuple[fx.Node, fx.Node], made: dict[tuple[fx.Node, int], fx.Node]
+    ) -> fx.Node:
+        """The mask again, for the rows of a group: `visible_keys` of them, and what is made of its answer."""
+        if (mask, group) in made:
+            return made[mask, group]
+        if mask in (row.visible for row in self.rows):
+            window = mask.args[3]
+            with self.graph.inserting_after(max(mask, *whole)):
+                arguments = (self.positions, *whole, window)
+                visible = emit(self.graph, mask.target, arguments, origin=self.origin, like=mask)  # type: ignore[arg-type]
+            self.grown[visible] = 3
+            made[mask, group] = visible
+            return visible
+        sources = {source: self._mask_for(source, group, whole, made) for source in _from_visible(mask)}
+        with self.graph.inserting_after(max(mask, *sources.values())):
+            made[mask, group] = copy_value(self.graph, mask, sources)
+        self.axes[made[mask, group]] = self.axes[mask]
+        return made[mask, group]
+
+    def _grow(self) -> None:
+        """Give what is made of keys, values and masks the sizes that it has with the cache, up to the attentions."""
+        for node in self.graph.nodes:
+            carriers = [source for source in node.all_input_nodes if source in self.grown]
+            if carriers and node in self.axes and node not in self.grown:
+                self._grow_one(node, carriers[0])
+
+    def _grow_one(self, node: fx.Node, source: fx.Node) -> None:
+        (axis,), before = self.axes[node], self.grown[source]
+        if node.target is aten.slice.Tensor:
+            node.args = (*node.args[:2], 0, sys.maxsize)
+        elif (is_view(node) or node.target is aten.expand.default) and isinstance(node.args[1], list | tuple):
+            with self.graph.inserting_before(node):
+                count = emit(self.graph, aten.sym_size.int, (source, before), origin=self.origin, like=source)
+            sizes = [count if place == axis and given != -1 else given for place, given in enumerate(node.args[1])]
+            node.update_arg(1, sizes)
+        value, size = tensor_value(node), tensor_value(source).shape[before]
+        shape = [size if place == axis else given for place, given in enumerate(value.shape)]
+        with value.fake_mode:  # type: ignore[attr-defined]
+            node.meta["val"] = value.new_empty(shape)
+        self.grown[node] = axis
+
+    def _answer(self, cached: dict[str, fx.Node]) -> dict[str, fx.Node]:
+        answers = {LOGITS: answers_of(self.graph)[LOGITS], **cached}
+        self.graph.output_node().args = (answers,)
+        self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        signature = signature_of(self.graph_module)
+        self.graph_module.meta["cache"] = self.layout
+        self.graph_module.meta["signature"] = replace(
+            signature, inputs=(*signature.inputs, *self.specs), outputs=tuple(answers), answer_type=None
+        )
+        return answers
+
+
+def _bounded(axes: tuple[Axis, ...], batch: Axis) -> tuple[Axis, ...]:
+    return (batch, *axes[1:])
+
+
+def _row_axes(graph_module: fx.GraphModule, rows: Sequence[CacheRows]) -> dict[fx.Node, Axes]:
+    """Value → the axis that counts rows of the cache, for all that stands between keys, values, masks and attentions.
+
+    Raises:
+        PassError: an operator there that may mix rows.
+    """
+    found: dict[fx.Node, Axes] = {}
+    for row in rows:
+        found |= {row.key: _TOKENS, row.value: _TOKENS, row.visible: _LAST}
+    for node in graph_module.graph.nodes:
+        carriers = [source for source in node.all_input_nodes if source in found]
+        ends = node.op == "output" or node.target is aten.sym_size.int or is_fused(graph_module, node)
+        if not carriers or ends:
+            continue
+        rule = rule_of(node)
+        axes = "it is not known" if rule is None else rule(node, carriers[0], found[carriers[0]])
+        if isinstance(axes, str) or len(axes) != 1:
+            raise PassError(f"{node.name} stands between a cache and its attention: {axes}.")
+        found[node] = axes
+    return found
+
+
+def _from_visible(mask: fx.Node) -> list[fx.Node]:
+    """The operands of a mask that depend on what is visible."""
+    return [source for source in mask.all_input_nodes if rank_of(source) == rank_of(mask)]

@@ -1,0 +1,63 @@
+"""The names of a cache: what a prefill answers beside its logits, and what a decode reads and answers again.
+
+    past_key_values.{i}.key     (B, H_kv, S_g, d)      keys of layer i, in the order in which tokens came
+    past_key_values.{i}.value   (B, H_kv, S_g, d)
+    past_positions.{g}          (B, S_g) int64         where in the text the rows of group g stand
+    past_mask.{g}               (B, S_g) int64         1 at rows that later tokens may see
+
+Answers hold what stands after the new tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is
+a run of layers that keep the same rows: one for models whose tokens all stay, one more for every cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LOGITS = "logits"
+_PRESENT = "present"
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """Which rows each layer keeps.
+
+    Attributes:
+        groups: of every layer, in order, the number of its group.
+    """
+
+    groups: tuple[int, ...]
+
+    @property
+    def group_count(self) -> int:
+        """G."""
+        return max(self.groups) + 1
+
+
+def key_name(layer: int) -> str:
+    """The keys of a layer, as an input."""
+    return f"past_key_values.{layer}.key"
+
+
+def value_name(layer: int) -> str:
+    """The values of a layer, as an input."""
+    return f"past_key_values.{layer}.value"
+
+
+def positions_name(group: int) -> str:
+    """Positions of a group's rows, as an input."""
+    return f"past_positions.{group}"
+
+
+def mask_name(group: int) -> str:
+    """Which of a group's rows are seen, as an input."""
+    return f"past_mask.{group}"
+
+
+def present_of(past: str) -> str:
+    """The answer's name for an input of the cache."""
+    return past.replace("past_key_values", _PRESENT) if "key_values" in past else past.replace("past", _PRESENT)
+
+
+def is_present(output: str) -> bool:
+    """Whether an answer is part of the cache."""
+    return output.startswith(_PRESENT)

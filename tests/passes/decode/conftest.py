@@ -1,0 +1,104 @@
+"""Decoders, ragged prompts on either side, and generation by two graphs in a dozen lines, to hold passes against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+from gatefx.models.tiny import tiny_decoder, tiny_inputs
+from gatefx.passes.chain import Chain
+from gatefx.passes.decode.append import ReadCache
+from gatefx.passes.decode.layout import present_of
+from gatefx.passes.decode.prefill import ExposeCache
+from gatefx.passes.graph.capture import capture
+from gatefx.passes.graph.capture_decoder import token_positions
+from gatefx.passes.graph.signature import signature_of
+from gatefx.passes.harden.freeze import FreezeRegularization
+
+
+def mixed_layers() -> nn.Module:
+    """A Qwen2 whose second layer slides over 6 tokens, and whose first does not."""
+    import transformers
+
+    plain = tiny_decoder("qwen2").config.to_dict()
+    plain |= {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "layer_types": None}
+    torch.manual_seed(0)
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**plain)).eval()
+
+
+def decoder(family: str) -> nn.Module:
+    return mixed_layers() if family == "mixed" else tiny_decoder(family)
+
+
+def prompts(batch: int, tokens: int = 20, side: str = "right", seed: int = 4) -> tuple[Tensor, Tensor]:
+    """Ragged ids and mask, padded on one side."""
+    given = tiny_inputs("llama", batch=batch, tokens=tokens, seed=seed)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    if side == "left":
+        shifts = (tokens - mask.sum(1)).tolist()
+        ids, mask = (torch.stack([row.roll(k) for row, k in zip(x, shifts, strict=True)]) for x in (ids, mask))
+    return ids, mask
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Prefill and decode of one model."""
+
+    prefill: fx.GraphModule
+    decode: fx.GraphModule
+
+    @torch.no_grad()
+    def start(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The prefill's answers."""
+        answers: dict[str, Tensor] = self.prefill(ids, mask, token_positions(mask))
+        return answers
+
+    @torch.no_grad()
+    def go_on(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The decode's answers on new tokens behind a cache."""
+        given = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        names = signature_of(self.decode).input_names
+        tensors = [given[name] if name in given else cache[present_of(name)] for name in names]
+        answers: dict[str, Tensor] = self.decode(*tensors)
+        return answers
+
+    def greedy(self, ids: Tensor, mask: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+        """Tokens (B, steps), and the logits that each was read from, (B, steps, V)."""
+        place = mask.sum(1, keepdim=True) - 1
+        answers, tokens, logits = self.start(ids, mask), [], []
+        for step in range(steps):
+            logits.append(answers["logits"][:, -1])
+            tokens.append(logits[-1].argmax(-1, keepdim=True))
+            ones = torch.ones_like(tokens[-1])
+            answers = self.go_on(tokens[-1], ones, place + 1 + step, answers)
+        return torch.cat(tokens, 1), torch.stack(logits, 1)
+
+
+def pair_of(model: nn.Module) -> Pair:
+    graph = capture(model, tiny_inputs("llama", batch=3, tokens=9)).graph_module.eval()
+    frozen = Chain(graph, True).then(FreezeRegularization())
+    prefill = frozen.then(ExposeCache()).graph
+    return Pair(prefill, frozen.then(ReadCache(prefill.meta["cache"])).graph)
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Callable[[str], tuple[nn.Module, Pair]]:
+    """family → (model, its two graphs), each made once."""
+    made: dict[str, tuple[nn.Module, Pair]] = {}
+
+    def make(family: str) -> tuple[nn.Module, Pair]:
+        if family not in made:
+            model = decoder(family)
+            made[family] = (model, pair_of(model))
+        return made[family]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ragged() -> Callable[..., tuple[Tensor, Tensor]]:
+    return prompts
