@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .deploy import optimize
     from .errors import GatefxError
     from .exporting import export, load
+    from .generating import generate
     from .models.configs.ccm import CCM
     from .passes.methods.hf_trainer import GateCallback
     from .preparing import prepare
@@ -32,12 +33,24 @@ _HOMES = {
     "GatefxError": "errors",
     "export": "exporting",
     "from_pretrained": "saving",
+    "generate": "generating",
     "load": "exporting",
     "optimize": "deploy",
     "prepare": "preparing",
 }
 
-__all__ = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "methods", "optimize", "prepare"]
+__all__ = [
+    "CCM",
+    "GateCallback",
+    "GatefxError",
+    "export",
+    "from_pretrained",
+    "generate",
+    "load",
+    "methods",
+    "optimize",
+    "prepare",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from ..config import AdapterConfig, Budget, resolve_budget, resolve_share
 from ..errors import BudgetError, MethodError
 from ..models.gates import HardRankRouter
 from ..models.task_loss import TaskLoss
 from .decision import Decision
+from .decode.programs import DecoderPrograms
 from .graph.edit import get_tensor
 from .harden.calibrate import Calibration
 from .methods.ccm_deploy import RankDecision
@@ -28,9 +29,10 @@ class DeployedModel(RecoveringProgram):
     Attributes:
         methods: name → the method's config, in the order in which they act; decisions: what each decided.
         sites: every adapter site and the form it took.
+        programs: the graphs that generate, of a decoder; they follow the budget too.
     """
 
-    def __init__(  # keyword-only facts about one deployment
+    def __init__(  # noqa: PLR0913  # keyword-only facts about one deployment
         self,
         graph_module: fx.GraphModule,
         reference: fx.GraphModule,
@@ -38,6 +40,7 @@ class DeployedModel(RecoveringProgram):
         methods: Mapping[str, AdapterConfig],
         decisions: Mapping[str, Decision],
         sites: tuple[DeployedSite, ...],
+        programs: DecoderPrograms | None,
         loss: TaskLoss,
         model_config: Any,
         report: Report,
@@ -48,6 +51,9 @@ class DeployedModel(RecoveringProgram):
         self.decisions = dict(decisions)
         rules = (decision.recovery for decision in decisions.values())
         self.recovery = self._reference.recovery = next((rule for rule in rules if rule is not None), None)
+        self.programs = programs
+        graphs = [programs.prefill, programs.decode, programs.reference] if programs is not None else []
+        self._programs = nn.ModuleList(graphs)  # so that they move and cast with the model
         self.sites = sites
         self._calibrated_sites = sites
         self._budgets = self.calibrated_budgets
@@ -112,9 +118,10 @@ class DeployedModel(RecoveringProgram):
             runtime = self.decisions[name].runtime
             if runtime is not None:
                 value = runtime.value(number)
-                # Both graphs start with one tensor, but moving or casting a module gives each its own.
-                for graph in (self.graph_module, self.reference_graph):
-                    get_tensor(graph, runtime.buffer).fill_(value)
+                # The graphs start with one tensor, but moving or casting a module gives each its own.
+                for graph in (self.graph_module, self.reference_graph, *self._programs):
+                    if runtime.buffer in dict(graph.named_buffers()):
+                        get_tensor(graph, runtime.buffer).fill_(value)
         self._budgets |= resolved
         same = self._budgets == self.calibrated_budgets
         self.sites = self._calibrated_sites if same else sites_at(self._calibrated_sites, self._budgets)

@@ -2,6 +2,7 @@
 
 FreezeRegularization → harden(first) → harden(second) → …   the dense, masked graph: the meaning
                      → compact(first) → compact(second) → … the same function with less work
+                     → prefill and decode of a decoder, likewise (`decode/programs.py`)
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 from ..errors import SiteError
 from .chain import Chain
 from .decision import Decision
+from .decode.programs import decoder_programs
 from .deployed import DeployedModel
 from .find.adapters import find_sites
 from .gated import GatedModel
@@ -48,6 +50,7 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
         methods={name: method.config for name, method in model.methods.items()},
         decisions=decisions,
         sites=sites,
+        programs=decoder_programs(hardened, model.methods, decisions, options),
         loss=model.loss,
         model_config=model.config,
         report=model.report.extended(

@@ -6,15 +6,18 @@ import os
 from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from gatefx.deploy import optimize
 from gatefx.models.configs.masklora import MaskLoRA
 from gatefx.models.hard_token_gate import HardTokenGate
-from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.models.token_gate import SharePoint, TokenGate
+from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.gate.token_gate import InsertTokenGates
 from gatefx.passes.graph.capture import Captured, capture
 from gatefx.passes.harden.freeze import FreezeRegularization
@@ -84,3 +87,56 @@ def masked_tokens() -> Callable[[nn.Module, Mapping[str, Tensor], Mapping[int, f
 @pytest.fixture(autouse=True)
 def _one_seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def adapted_decoder() -> Callable[..., nn.Module]:
+    """family → its small language model with PEFT's LoRA, whose B shows, in eval mode."""
+
+    @cache
+    def make(family: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        from peft import LoraConfig, get_peft_model
+
+        adapter = LoraConfig(r=4, target_modules="all-linear", fan_in_fan_out=family == "gpt2")  # Conv1D
+        model = get_peft_model(tiny_decoder(family).to(dtype), adapter)
+        random = torch.Generator().manual_seed(1)
+        for name, parameter in model.named_parameters():
+            if ".lora_" in name:  # both: PEFT draws A from whatever state torch is in
+                parameter.data.copy_(torch.randn(parameter.shape, generator=random) * 0.2)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pruned_decoder(adapted_decoder: Callable[..., nn.Module]) -> Callable[..., DeployedModel]:
+    """(family, {cut: share}, dtype) → masklora deployed on it, with predictors that a few steps fitted; made once."""
+
+    @cache
+    def make(
+        family: str,
+        keep: tuple[tuple[int, float], ...] = ((1, 0.5),),
+        dtype: torch.dtype = torch.float32,
+        scores: Any = "predicted",
+    ) -> DeployedModel:
+        data = [tiny_inputs(family, batch=4, tokens=24, seed=seed) for seed in range(3)]
+        method = MaskLoRA(keep=keep, floor=0.0, scores=scores)
+        model = adapted_decoder(family, dtype)
+        return optimize(model, method, data=data, distill_steps=5, verify=True, progress=False)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ragged_prompts() -> Callable[..., tuple[Tensor, Tensor]]:
+    """(batch, tokens, side, seed) → ids and mask (B, T) of small decoders, padded on that side."""
+
+    def make(batch: int = 4, tokens: int = 22, side: str = "right", seed: int = 4) -> tuple[Tensor, Tensor]:
+        given = tiny_inputs("llama", batch=batch, tokens=tokens, seed=seed)
+        ids, mask = given["input_ids"], given["attention_mask"]
+        if side == "left":
+            shifts = (tokens - mask.sum(1)).tolist()
+            ids, mask = (torch.stack([row.roll(k) for row, k in zip(x, shifts, strict=True)]) for x in (ids, mask))
+        return ids, mask
+
+    return make

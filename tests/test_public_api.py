@@ -10,7 +10,18 @@ import pytest
 import gatefx
 from gatefx.models.configs.catalogue import METHODS
 
-PUBLIC = ["CCM", "GateCallback", "GatefxError", "export", "from_pretrained", "load", "methods", "optimize", "prepare"]
+PUBLIC = [
+    "CCM",
+    "GateCallback",
+    "GatefxError",
+    "export",
+    "from_pretrained",
+    "generate",
+    "load",
+    "methods",
+    "optimize",
+    "prepare",
+]
 
 
 def test_public_names_are_these() -> None:

@@ -6,6 +6,7 @@ A gather sinks towards the inputs as long as there is less to copy, or nothing m
     gather(expand(x), 2)                            expand(gather(x, 2))
     gather(mul((B,1,1,T), (B,1,T,1)), 2 and 3)      mul(gather((B,1,1,T), 3), gather((B,1,T,1), 2))
     gather(where(mask, bias, min), 2)               where(gather(mask, 2), bias, min), if all read it so
+    gather(visible_keys(p, p, mask, w), 2 and 3)    visible_keys(gather(p, 1), gather(p, 1), gather(mask, 1), w)
 
 Sound: gathering along an axis commutes with everything that treats that axis place by place.
 """
@@ -18,12 +19,14 @@ from torch import fx
 from ...runtime.ops import token_ops  # noqa: F401  # defines torch.ops.gatefx.gather_tokens
 from ..find.kept_operands import Want
 from ..find.kept_tokens import KeptTokens
+from ..find.last_token import VISIBLE
 from ..find.selections import Selection
 from ..find.token_rules import is_pointwise, rank_of, size_key
 from ..graph.edit import emit, shape_of
 
 aten = torch.ops.aten
 _GATHER = torch.ops.gatefx.gather_tokens.default
+_QUERIES, _KEYS = 2, 3  # axes of what is visible
 _OUTER = (aten.__and__.Tensor, aten.bitwise_and.Tensor, aten.logical_and.default)
 
 
@@ -51,6 +54,8 @@ class Gathered:
             return self.read(source.all_input_nodes[0], _along(want, want.axes | {axis}))
         if source.target is aten.expand.default:
             return self._expand(source, want)
+        if source.target is VISIBLE:
+            return self._see_again(source, want)
         if self._is_outer(source, want) or self._is_read_so_by_all(source, want):
             return self._recompute(source, want)
         return self._gather(source, want)
@@ -82,6 +87,15 @@ class Gathered:
             sizes[0] = -1  # it has a row for each that the user has
         with self.graph.inserting_after(max(source, value, self.count)):
             return self._emit(aten.expand.default, (value, sizes), source)
+
+    def _see_again(self, source: fx.Node, want: Want) -> fx.Node:
+        """What is visible, from the positions of the kept tokens alone."""
+        rows = Want(frozenset({1}), 2, 1)
+        sides = [_QUERIES in want.axes, _KEYS in want.axes, _KEYS in want.axes]
+        nodes = [node for node in source.args[:3] if isinstance(node, fx.Node)]
+        operands = [self.read(node, rows) if side else node for node, side in zip(nodes, sides, strict=True)]
+        with self.graph.inserting_after(max(source, self.count, *operands)):
+            return self._emit(VISIBLE, (*operands, source.args[3]), source)
 
     def _gather(self, source: fx.Node, want: Want) -> fx.Node:
         with self.graph.inserting_after(max(source, self.count)):

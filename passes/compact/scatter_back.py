@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from ...runtime.cache_names import is_present
 from ..find.heads import fill_of
 from ..find.kept_tokens import KeptTokens
 from ..find.selections import SCATTER, Selection
@@ -14,7 +15,10 @@ aten = torch.ops.aten
 
 
 def scatter_back(graph: fx.Graph, selection: Selection, kept: KeptTokens, origin: str) -> None:
-    """Scatter every output that holds kept tokens only, along each of its token axes; `fill_of` elsewhere."""
+    """Scatter every output that holds kept tokens only, along each of its token axes; `fill_of` elsewhere.
+
+    Parts of a decoder's cache stay as short as they are.
+    """
     output = graph.output_node()
     answers = output.args[0]
     if not isinstance(answers, dict):
@@ -24,7 +28,7 @@ def scatter_back(graph: fx.Graph, selection: Selection, kept: KeptTokens, origin
             name: _whole(
                 graph, selection, value, sorted(kept.axes[value]), fill_of(name, tensor_value(value).dtype), origin
             )
-            if value in kept.axes
+            if value in kept.axes and not is_present(name)
             else value
             for name, value in answers.items()
         }

@@ -8,6 +8,7 @@
 
 K is the size of `indices`, unbacked: it depends on data. What is built from T, like positions, stays built from T above
 the cut and is gathered where it is read. The gate itself stays, as `valid`: with it examples that keep less than K.
+What a decoder's prefill answers for its cache stays short: the rows of dropped tokens leave the cache.
 
 Sound: see `find/kept_tokens.py`, which proves it operator by operator: each value of the compacted graph is the masked
 graph's, gathered along its token axes, and whatever sums over tokens gave the dropped ones a weight of exactly 0. Kept
@@ -80,6 +81,8 @@ class _Compaction:
                 self._shorten(node, self.kept.axes[node])
             elif node.target is SCATTER and node.args[0] in self.kept.axes:
                 self._answer_again(node)
+            elif node in self.kept.reads:
+                self._read_slot(node)
         scatter_back(self.graph, self.selection, self.kept, self.origin)
         self.selection.gate.replace_all_uses_with(self.selection.kept)
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
@@ -105,7 +108,8 @@ class _Compaction:
         elif node.target is aten.slice.Tensor and int(node.args[1]) % rank_of(node) in axes:  # type: ignore[arg-type]  # schema: int
             node.args = (*node.args[:2], 0, sys.maxsize)
         elif (is_view(node) or node.target is aten.expand.default) and isinstance(node.args[1], list | tuple):
-            sizes = [self.count if axis in axes and size != -1 else size for axis, size in enumerate(node.args[1])]
+            new = self.count if 0 not in axes else -1
+            sizes = [new if axis in axes and size != -1 else size for axis, size in enumerate(node.args[1])]
             node.update_arg(1, sizes)
         node.meta["val"] = self._shortened(node.meta["val"], axes)
 
@@ -115,18 +119,23 @@ class _Compaction:
         if not isinstance(value, torch.Tensor) or value.dim() <= max(axes):
             return value
         count = self.count.meta["val"]
+        if axes == {0}:  # the rows of all examples
+            count = count * self.selection.indices.meta["val"].shape[0]
         shape = [count if axis in axes else size for axis, size in enumerate(value.shape)]
         with value.fake_mode:  # type: ignore[attr-defined]  # symbolic values are fake tensors
             return value.new_empty(shape)
 
+    def _read_slot(self, node: fx.Node) -> None:
+        """The slot of a token that is kept: as many kept ones stand before it."""
+        with self.graph.inserting_before(node):
+            before = self._emit(aten.lt.Tensor, (self.selection.indices, node.args[1]), node)
+            node.update_arg(1, self._emit(aten.sum.dim_IntList, (before, [1], True), node))
+
+    def _emit(self, target: object, args: tuple[fx.node.Argument, ...], like: fx.Node) -> fx.Node:
+        return emit(self.graph, target, args, origin=self.origin, like=like)  # type: ignore[arg-type]  # an operator
+
     def _answer_again(self, node: fx.Node) -> None:
         """An earlier cut puts back what it kept: of that, what this cut keeps."""
         with self.graph.inserting_before(node):
-            both = emit(
-                self.graph,
-                aten.logical_and.default,
-                (node.args[2], self.selection.valid),
-                origin=self.origin,
-                like=node,
-            )
+            both = self._emit(aten.logical_and.default, (node.args[2], self.selection.valid), node)
         node.update_arg(2, both)

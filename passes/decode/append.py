@@ -26,6 +26,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicC
 
 from ...errors import PassError
 from ...models.families import ATTENTION_MASK
+from ...runtime.cache_names import LOGITS, CacheLayout, key_name, mask_name, positions_name, present_of, value_name
 from ..contract import Pass
 from ..find.attention import is_fused
 from ..find.cache_rows import CacheRows
@@ -33,7 +34,6 @@ from ..find.token_rules import Axes, is_view, rank_of, rule_of
 from ..graph.edit import answers_of, copy_value, emit, shape_of, stamp, tensor_value
 from ..graph.signature import Axis, InputSpec, read_axes, signature_of
 from ..report import Outcome
-from .layout import LOGITS, CacheLayout, key_name, mask_name, positions_name, present_of, value_name
 from .prefill import positions_input, required_rows
 
 aten = torch.ops.aten

@@ -22,6 +22,7 @@ from torch import fx
 
 from ...errors import SiteError
 from ...models.families import ATTENTION_MASK
+from ...runtime.cache_names import LOGITS, CacheLayout, key_name, mask_name, positions_name, present_of, value_name
 from ..contract import Pass
 from ..find.adapters import Miss
 from ..find.cache_rows import CacheRows, find_cache_rows
@@ -32,7 +33,6 @@ from ..graph.capture_decoder import POSITIONS
 from ..graph.edit import answers_of, emit, shape_of, stamp, tensor_value
 from ..graph.signature import InputSpec, signature_of
 from ..report import Outcome
-from .layout import LOGITS, CacheLayout, key_name, mask_name, positions_name, present_of, value_name
 
 aten = torch.ops.aten
 _TOKENS = frozenset({1})

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ...runtime.ops import visible_ops  # noqa: F401  # defines torch.ops.gatefx.visible_keys
 from ..graph.edit import shape_of
 from .adapters import Miss
 from .attention import Attention, find_attention
+from .last_token import VISIBLE
 from .token_rules import size_key
 
 aten = torch.ops.aten
-VISIBLE = torch.ops.gatefx.visible_keys.default
 _RANK = 4
 _REPEATS = (
     aten.view.default,

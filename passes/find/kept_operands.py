@@ -75,8 +75,16 @@ class Operands:
             return True
         rule = rule_of(node)
         if rule is None or is_view(node):
+            if self.is_flat(node) or self.is_flat(source):
+                return True
             return value.dim() > 0 and _ratio(size_key(value.shape[0]), self.batch) is not None
         return rule(node, source, frozenset({0})) == frozenset({0})
+
+    def is_flat(self, node: fx.Node) -> bool:
+        """Whether axis 0 counts the tokens of all examples, one example's after another's."""
+        value = node.meta["val"]
+        rows = isinstance(value, torch.Tensor) and value.dim() > 0 and size_key(value.shape[0])
+        return bool(rows == self.batch * self.length)  # type: ignore[operator]  # symbols multiply
 
     def check_answer(self, value: fx.Node) -> None:
         """Refuse an output whose kept tokens cannot be scattered back."""

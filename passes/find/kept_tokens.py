@@ -13,7 +13,8 @@ at all kept tokens. Every operator that is followed keeps this equation:
                   gathered along that axis
     sums          attention, products of matrices, sums over tokens: only where dropped tokens weigh nothing, which
                   `kept_weights.py` follows
-    reads         position 0, 1, … or -1, …, which a gate always keeps: the same slot among the kept tokens
+    reads         position 0, 1, … or -1, …, which a gate always keeps: the same slot among the kept tokens; the last
+                  real token of a decoder's prompt likewise, at the slot that it has there
     selections    a later cut's choice among what is left
 
 Everything else is a miss that names the node. Lengths are none: what is built from T stays built from T.
@@ -35,6 +36,7 @@ from .adapters import Miss
 from .attention import SOFTMAX, fused_mask, is_fused
 from .kept_operands import Impossible, Operands, Want
 from .kept_weights import KeptWeights
+from .last_token import is_last_token
 from .selections import GATHER, SCATTER, SELECT, Selection, chosen_by
 from .token_rules import NOWHERE, Axes, is_pointwise, rank_of, reduced_axes, rule_of
 
@@ -64,11 +66,13 @@ class KeptTokens:
     Attributes:
         axes: value → its token axes, for every value computed from the gate that has some.
         wants: user → operand → how it must be read.
+        reads: `gather_tokens` of the last real token, which reads slots instead of positions.
         misses: what cannot run on the kept tokens alone.
     """
 
     axes: dict[fx.Node, Axes] = field(default_factory=dict)
     wants: dict[fx.Node, dict[fx.Node, Want]] = field(default_factory=dict)
+    reads: list[fx.Node] = field(default_factory=list)
     misses: list[Miss] = field(default_factory=list)
 
 
@@ -253,7 +257,10 @@ class _Walk:
         return NOWHERE
 
     def _gather(self, node: fx.Node, carriers: list[fx.Node]) -> Axes:
-        """What an earlier cut gathered along another axis."""
+        """What an earlier cut gathered along another axis, and the last real token."""
+        if isinstance(node.args[1], fx.Node) and is_last_token(node.args[1]) and self.axes[carriers[0]] == _TOKENS:
+            self.found.reads.append(node)
+            return NOWHERE
         if node.args[2] in self.axes[carriers[0]] or carriers[0] is not node.args[0]:
             raise Impossible("an earlier cut chose among these tokens")
         return self.axes[carriers[0]]

@@ -10,9 +10,11 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from ...runtime.ops import visible_ops  # noqa: F401  # defines torch.ops.gatefx.visible_keys
 from ..graph.edit import emit
 
 aten = torch.ops.aten
+VISIBLE = torch.ops.gatefx.visible_keys.default
 
 
 def emit_last_token(graph: fx.Graph, positions: fx.Node, mask: fx.Node, *, origin: str) -> fx.Node:
@@ -20,6 +22,22 @@ def emit_last_token(graph: fx.Graph, positions: fx.Node, mask: fx.Node, *, origi
     counted = emit(graph, aten.add.Tensor, (positions, 1), origin=origin, like=positions)
     real = emit(graph, aten.mul.Tensor, (counted, mask), origin=origin, like=positions)
     return emit(graph, aten.argmax.default, (real, 1, True), origin=origin, like=positions)
+
+
+def is_decoder_graph(graph_module: fx.GraphModule) -> bool:
+    """Whether later tokens see earlier ones alone, by explicit positions."""
+    return bool(graph_module.graph.find_nodes(op="call_function", target=VISIBLE))
+
+
+def answered_tokens(graph_module: fx.GraphModule, mask: torch.Tensor | None) -> torch.Tensor | None:
+    """The tokens whose answers say how good a choice of tokens is, of the real ones (B, T).
+
+    In a decoder the last alone: the answers of dropped tokens mean nothing, and a prompt is read for its last.
+    """
+    if mask is None or not is_decoder_graph(graph_module):
+        return mask
+    last = (mask * mask.long().cumsum(-1)).argmax(-1, keepdim=True)
+    return torch.zeros_like(mask).scatter(-1, last, 1)
 
 
 def is_last_token(node: fx.Node) -> bool:

@@ -6,8 +6,8 @@ Found by structure. Self-attention of the first stack counts the layers. A cut a
 (B, T, d) before attention ℓ + 1 that separates the graph: of all values that carry the tokens' content, it alone is
 read on both sides. That is the norm's output in a post-norm layer and the residual sum in a pre-norm one.
 
-A miss: causal attention (decoders are gated on their prompt, which is another matter), no attention, no such value, an
-attention mask that says nothing of these tokens (several sequences an example, samples of sound).
+A miss: causal attention by a flag or by places in a row (by explicit positions it may lose tokens), no attention, no
+such value, an attention mask that says nothing of these tokens (several sequences an example, samples of sound).
 """
 
 from __future__ import annotations

@@ -79,6 +79,11 @@ class _Walk:
     def run(self) -> TokenFlow:
         for node in self.graph_module.graph.nodes:
             carriers = [source for source in node.all_input_nodes if source in self.flow.axes]
+            if node.op == "output":
+                flat = [source for source in carriers if 0 in self.flow.axes[source]]
+                self.flow.misses.extend(
+                    Miss(_place(source), "it merges the token axis with another") for source in flat
+                )
             if not carriers or node.op == "output" or node.target in _SHAPES:
                 continue
             answer = self._visit(node, carriers)

@@ -46,6 +46,11 @@ def _rows(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     return axes
 
 
+def _product_rows(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
+    """addmm of rows and a weight, as Conv1D has it."""
+    return axes if source is node.args[1] and axes == {0} else "a linear layer sums over tokens"
+
+
 def _normalized(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     normalized = node.args[1]
     rank = len(shape_of(source))
@@ -110,8 +115,21 @@ def _viewed(node: fx.Node, source: fx.Node, axes: Axes) -> Axes | str:
     before, after = _positions(shape_of(source)), _positions(shape_of(node))
     found = [after.index(before[axis]) if before[axis] in after else None for axis in axes]
     if None in found:
-        return "a view merges the token axis with another"
+        return _flattened(shape_of(source), shape_of(node), axes)
     return frozenset(axis for axis in found if axis is not None)
+
+
+def _flattened(before: Shape, after: Shape, axes: Axes) -> Axes | str:
+    """(B, T, …) as rows (B·T, …), every row still one token, and back: the rows' axis is 0."""
+    if axes == {1} and _product(before[:2]) == size_key(after[0]):
+        return frozenset({0})
+    if axes == {0} and len(after) > 2 and _product(after[:2]) == size_key(before[0]):  # noqa: PLR2004
+        return frozenset({1})
+    return "a view merges the token axis with another"
+
+
+def _product(sizes: Shape) -> object:
+    return size_key(sizes[0]) * size_key(sizes[1])  # type: ignore[operator]  # numbers and symbols multiply
 
 
 def _positions(shape: Shape) -> list[tuple[object, object]]:
@@ -211,6 +229,7 @@ _RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("split.Tensor", "split_with_sizes", "chunk"), _split),
     **dict.fromkeys(("linear",), _rows),
     **dict.fromkeys(("layer_norm", "rms_norm"), _normalized),
+    "addmm": _product_rows,
     "transpose.int": _transposed,
     "t": _last_swapped,
     "mT": _last_swapped,

@@ -1,7 +1,7 @@
 """Place: a schedule of cuts, or one cut after a quarter of the layers, and a gate on tokens at each.
 
-See `token_gate.py` for what a gate does to the graph. A decoder on its own has no cut: what it reads back at every
-step is its cache, not its tokens.
+See `token_gate.py` for what a gate does to the graph. A decoder's gates choose among the tokens of its prompt
+(`decode/prefill.py`); one whose masks are not captured by explicit positions has no cut.
 
 Refuses models without a cut, and cuts after which something mixes tokens in a way that no gate can join.
 """

@@ -5,9 +5,10 @@
     ShowTokenScores    the output gets `token_scores`, the shifts of all scored layers on top of each other, (L,B,T)
     FeedTokenGates     token_gate_ℓ(h, mask)  →  token_gate_ℓ(h, mask, protected, path, real)
 
-`protected` marks the question of extractive question answering (token type 0), `path` = token_path_ℓ(mask, s_1 … s_ℓ)
-the score of the layers before the cut where scores come from there, `real` the attention mask at later cuts, whose
-`mask` no longer has the tokens that are gone.
+`protected` marks the question of extractive question answering (token type 0), and in a decoder the ends of the text:
+the first `sinks` tokens, on which attention rests whatever they say, and the last, whose logits a prompt is read for.
+`path` = token_path_ℓ(mask, s_1 … s_ℓ) is the score of the layers before the cut where scores come from there, `real`
+the attention mask at later cuts, whose `mask` no longer has the tokens that are gone.
 
 Sound: nothing that the model computes reads the new nodes, except token gates.
 
@@ -16,6 +17,7 @@ Refuses a cut before which no adapter stands, where scores come from the path.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,14 +25,16 @@ from torch import fx
 
 from ...errors import MethodError, SiteError
 from ...models.configs.masklora import MaskLoRA
+from ...models.families import ATTENTION_MASK
 from ...models.token_gate import TokenGate
 from ...models.token_scores import LayerShift, LogitShift, PathScore
 from ..contract import Pass
 from ..find.adapters import AdapterSite, Miss
+from ..find.last_token import VISIBLE
 from ..find.layers import find_cuts
 from ..find.logit_sites import LogitSite, find_logit_sites
 from ..find.scored_layers import ScoredLayer, find_scored_layers
-from ..graph.edit import emit, emit_module, get_tensor, own_module, shape_of, tensor_value
+from ..graph.edit import answers_of, emit, emit_module, get_tensor, own_module, shape_of, tensor_value
 from ..report import Outcome
 
 aten = torch.ops.aten
@@ -64,10 +68,7 @@ class ShowTokenScores(Pass):
         shifts += [logit_node(graph_module, i, site, self.heads, self.name) for i, site in enumerate(sites, 1)]
         with graph.inserting_before(output):
             stacked = emit(graph, aten.stack.default, (shifts,), origin=self.name, like=shifts[0])
-        answers = output.args[0]
-        if not isinstance(answers, dict):
-            raise MethodError("The graph answers no named outputs.", given=type(answers).__name__, expected="a dict")
-        output.args = ({**answers, TOKEN_SCORES: stacked},)
+        output.args = ({**answers_of(graph), TOKEN_SCORES: stacked},)
         return Outcome((TOKEN_SCORES,))
 
 
@@ -88,7 +89,7 @@ class FeedTokenGates(Pass):
         layers = required_layers(graph_module) if self.config.scores == "path" else ()
         made: dict[int, fx.Node] = {}
         real = gates[0][0].args[1] if gates else None
-        protected = self._protected(graph_module, inputs.get(_TOKEN_TYPES), gates[0][0] if gates else None)
+        protected = self._protected(graph_module, inputs, gates[0][0] if gates else None)
         for index, (node, module) in enumerate(gates):
             path = self._path(graph_module, node, module, layers, made) if layers else None
             given = (protected, path, real if index else None)
@@ -96,12 +97,30 @@ class FeedTokenGates(Pass):
             node.args = (*node.args, *given[:needed])
         return Outcome(tuple(str(node.target) for node, _ in gates if len(node.args) > 2))  # noqa: PLR2004
 
-    def _protected(self, graph_module: fx.GraphModule, types: fx.Node | None, gate: fx.Node | None) -> fx.Node | None:
-        answers = graph_module.graph.output_node().args[0]
-        if types is None or gate is None or not isinstance(answers, dict) or _ANSWERS not in answers:
+    def _protected(
+        self, graph_module: fx.GraphModule, inputs: Mapping[str, fx.Node], gate: fx.Node | None
+    ) -> fx.Node | None:
+        graph = graph_module.graph
+        if gate is None:
             return None
-        with graph_module.graph.inserting_before(gate):
-            return emit(graph_module.graph, aten.eq.Scalar, (types, _QUESTION), origin=self.name, like=gate)
+        visible = graph.find_nodes(op="call_function", target=VISIBLE)
+        if visible:
+            return self._ends(graph, visible[0].args[0], inputs[ATTENTION_MASK], gate)
+        if _TOKEN_TYPES not in inputs or _ANSWERS not in answers_of(graph):
+            return None
+        with graph.inserting_before(gate):
+            return emit(graph, aten.eq.Scalar, (inputs[_TOKEN_TYPES], _QUESTION), origin=self.name, like=gate)
+
+    def _ends(self, graph: fx.Graph, positions: fx.Node, mask: fx.Node, gate: fx.Node) -> fx.Node:
+        """The first and the last real tokens, (B,T) bool; padding may be marked too, which nobody keeps."""
+
+        def add(target: Callable[..., object], *args: fx.node.Argument) -> fx.Node:
+            return emit(graph, target, args, origin=self.name, like=gate)
+
+        with graph.inserting_before(gate):
+            last = add(aten.amax.default, add(aten.mul.Tensor, positions, mask), [1], True)
+            first = add(aten.lt.Scalar, positions, self.config.sinks)
+            return add(aten.logical_or.default, first, add(aten.eq.Tensor, positions, last))
 
     def _path(
         self,
@@ -152,8 +171,8 @@ def required_layers(graph_module: fx.GraphModule) -> tuple[ScoredLayer, ...]:
         raise SiteError(
             "No adapter scores the model's tokens.",
             given=f"{layers.where}: {layers.reason}",
-            expected="an encoder, or an encoder with a decoder, with LoRA in the layers of its encoder",
-            remedy="adapt the encoder's layers (target_modules='all-linear'); decoders on their own are not cut",
+            expected="an encoder, alone or in front of a decoder, or a causal language model, with LoRA in its layers",
+            remedy="adapt these layers (target_modules='all-linear'); pass input_ids and attention_mask of a decoder",
         )
     return layers
 

@@ -20,6 +20,8 @@ from ...models.families import ATTENTION_MASK
 from ...models.gate_modules import GATE_MODULES
 from ...progress import track
 from ..chain import Chain
+from ..find.last_token import answered_tokens
+from ..find.selections import find_selections
 from ..graph.signature import signature_of
 from .freeze import FreezeRegularization
 
@@ -123,12 +125,18 @@ def _step(
 
 @torch.no_grad()
 def mean_divergence(student: fx.GraphModule, teacher: fx.GraphModule, data: Sequence[Mapping[str, Tensor]]) -> float:
-    """Mean over batches of `output_divergence` between two graphs with one signature."""
+    """Mean over batches of `output_divergence` between two graphs with one signature.
+
+    Where the student drops tokens of a decoder's prompt, only the last token's answers count.
+    """
     signature = signature_of(student)
+    drops = bool(find_selections(student))
     rows = []
     for batch in data:
         inputs = signature.arrange(batch)
-        rows.append(float(output_divergence(teacher(*inputs), student(*inputs), batch.get(ATTENTION_MASK))))
+        mask = batch.get(ATTENTION_MASK)
+        counted = answered_tokens(student, mask) if drops else mask
+        rows.append(float(output_divergence(teacher(*inputs), student(*inputs), counted)))
     return float(np.mean(rows))
 
 

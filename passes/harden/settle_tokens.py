@@ -10,6 +10,7 @@ Exact, bit for bit the graph before insertion: everything that a token gate is j
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,20 +32,25 @@ class SettleTokenGates(Pass):
     def apply(self, graph_module: fx.GraphModule) -> Outcome:
         """Undo the insertion."""
         gates = [node for node, _ in token_gates(graph_module)]
-        derived = set(gates)
-        for node in list(graph_module.graph.nodes) if gates else ():
-            if node in derived or not derived.intersection(node.all_input_nodes):
-                continue
-            if node.meta.get("origin") != InsertTokenGates.__name__:
-                _drop_mask(node)
-            elif node.args[0] in derived:
-                derived.add(node)
-            else:
-                node.replace_all_uses_with(node.all_input_nodes[0])
-        if gates:
-            graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-            graph_module.delete_all_unused_submodules()
+        take_out(graph_module, gates)
         return Outcome(tuple(str(node.target) for node in gates))
+
+
+def take_out(graph_module: fx.GraphModule, gates: Sequence[fx.Node]) -> None:
+    """Undo what `InsertTokenGates` joined to gates, each (B, T), training or hard."""
+    derived = set(gates)
+    for node in list(graph_module.graph.nodes) if gates else ():
+        if node in derived or not derived.intersection(node.all_input_nodes):
+            continue
+        if node.meta.get("origin") != InsertTokenGates.__name__:
+            _drop_mask(node)
+        elif node.args[0] in derived:
+            derived.add(node)
+        else:
+            node.replace_all_uses_with(node.all_input_nodes[0])
+    if gates:
+        graph_module.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
+        graph_module.delete_all_unused_submodules()
 
 
 def _drop_mask(node: fx.Node) -> None:

@@ -36,6 +36,7 @@ from ..chain import Chain
 from ..compact.tokens import CompactTokens
 from ..contract import Pass
 from ..decision import Decision
+from ..find.last_token import is_decoder_graph
 from ..gate.token_cuts import PlaceTokenGates
 from ..gate.token_scores import FeedTokenGates, required_layers, token_gates
 from ..graph.signature import signature_of
@@ -144,7 +145,19 @@ class TokenPruning(Method[MaskLoRA]):
         return (SettleTokenGates(),)
 
     def before(self, model: GatedModel, tensors: Sequence[Tensor]) -> None:
-        """The full forward: reference answers, and scores for the gates."""
+        """The full forward: reference answers, and scores for the gates.
+
+        Raises:
+            MethodError: a decoder, whose gates are fitted and not trained.
+        """
+        if is_decoder_graph(model.graph_module):
+            raise MethodError(
+                "Gates on a decoder's tokens are fitted, not trained: a loss over a text reads the answers of tokens "
+                "that they drop.",
+                given="a call in training mode",
+                expected="a decoder whose adapters were trained without gates",
+                remedy='train the PEFT model, then call gatefx.optimize(model, "masklora", data=prompts)',
+            )
         gradients = not self.config.stop_gradient and torch.is_grad_enabled()
         self._answer = self._forward.of(model)(tensors, gradients=gradients)
         names = signature_of(model.graph_module).input_names

@@ -29,6 +29,7 @@ from ...models.token_selection import MonotoneTable
 from ..chain import Chain
 from ..compact.tokens import CompactTokens
 from ..find.adapters import Miss
+from ..find.last_token import answered_tokens
 from ..find.layers import Cut, find_cuts
 from ..gate.token_cuts import schedule_of
 from ..gate.token_gate import InsertTokenGates
@@ -69,7 +70,7 @@ class Trials:
         self._keep(())
         calibrate_cuts(masked.graph, few, scores_of(self._answers, config), select="topk", show=show)
         arrange = signature_of(masked.graph).arrange
-        self._inputs = [(arrange(batch), batch.get(ATTENTION_MASK)) for batch in few]
+        self._inputs = [(arrange(b), answered_tokens(masked.graph, b.get(ATTENTION_MASK))) for b in few]
         compacted = masked.then(CompactTokens())
         self.layers = tuple(n for n in self._gates if f"hard_token_gate_{n}" in compacted.reports[-1].fired)
         if not self.layers:

@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from gatefx.models.tiny import tiny_decoder, tiny_inputs
 from gatefx.passes.chain import Chain
 from gatefx.passes.decode.append import ReadCache
-from gatefx.passes.decode.layout import present_of
 from gatefx.passes.decode.prefill import ExposeCache
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.capture_decoder import token_positions
 from gatefx.passes.graph.signature import signature_of
 from gatefx.passes.harden.freeze import FreezeRegularization
+from gatefx.runtime.cache_names import present_of
 
 
 def mixed_layers() -> nn.Module:
@@ -32,16 +32,6 @@ def mixed_layers() -> nn.Module:
 
 def decoder(family: str) -> nn.Module:
     return mixed_layers() if family == "mixed" else tiny_decoder(family)
-
-
-def prompts(batch: int, tokens: int = 20, side: str = "right", seed: int = 4) -> tuple[Tensor, Tensor]:
-    """Ragged ids and mask, padded on one side."""
-    given = tiny_inputs("llama", batch=batch, tokens=tokens, seed=seed)
-    ids, mask = given["input_ids"], given["attention_mask"]
-    if side == "left":
-        shifts = (tokens - mask.sum(1)).tolist()
-        ids, mask = (torch.stack([row.roll(k) for row, k in zip(x, shifts, strict=True)]) for x in (ids, mask))
-    return ids, mask
 
 
 @dataclass(frozen=True)
@@ -97,8 +87,3 @@ def pairs() -> Callable[[str], tuple[nn.Module, Pair]]:
         return made[family]
 
     return make
-
-
-@pytest.fixture(scope="session")
-def ragged() -> Callable[..., tuple[Tensor, Tensor]]:
-    return prompts

@@ -7,22 +7,22 @@ from gatefx.errors import GatefxError, PassError, SiteError
 from gatefx.models.tiny import DECODERS, tiny, tiny_inputs
 from gatefx.passes.chain import Chain
 from gatefx.passes.decode.append import ReadCache
-from gatefx.passes.decode.layout import CacheLayout
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.capture_decoder import token_positions
 from gatefx.passes.graph.signature import signature_of
 from gatefx.passes.harden.freeze import FreezeRegularization
+from gatefx.runtime.cache_names import CacheLayout
 
 _STEPS = 12
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("family", [*DECODERS, "mixed"])
-def test_greedy_tokens_are_those_of_the_model_with_its_own_cache(pairs, ragged, family: str, side: str) -> None:
+def test_greedy_tokens_are_those_of_the_model_with_its_own_cache(pairs, ragged_prompts, family: str, side: str) -> None:
     model, pair = pairs(family)
-    ids, mask = ragged(4, 20, side)
+    ids, mask = ragged_prompts(4, 20, side)
     tokens, logits = pair.greedy(ids, mask, _STEPS)
-    left_ids, left_mask = ragged(4, 20, "left")
+    left_ids, left_mask = ragged_prompts(4, 20, "left")
     wanted = model.generate(
         left_ids,
         attention_mask=left_mask,
@@ -39,9 +39,9 @@ def test_greedy_tokens_are_those_of_the_model_with_its_own_cache(pairs, ragged, 
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "mixed"])
-def test_several_tokens_at_once_are_the_same_tokens_one_by_one(pairs, ragged, family: str) -> None:
+def test_several_tokens_at_once_are_the_same_tokens_one_by_one(pairs, ragged_prompts, family: str) -> None:
     model, pair = pairs(family)
-    ids, mask = ragged(3, 24, "left", seed=9)
+    ids, mask = ragged_prompts(3, 24, "left", seed=9)
     cut = 15  # the rest is padded nowhere, the front may be
     with torch.no_grad():
         whole = model(input_ids=ids, attention_mask=mask, position_ids=token_positions(mask)).logits
@@ -57,23 +57,23 @@ def test_both_graphs_hold_the_models_parameters_once(pairs) -> None:
     assert {id(p) for p in pair.prefill.parameters()} == {id(p) for p in pair.decode.parameters()}
 
 
-def test_names_and_axes_of_the_cache(pairs, ragged) -> None:
+def test_names_and_axes_of_the_cache(pairs, ragged_prompts) -> None:
     _, pair = pairs("llama")
     signature = signature_of(pair.decode)
     shown = {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs}
     assert shown["past_key_values.1.key"] == ["batch", "2", "past_0", "8"]
     assert shown["past_positions.0"] == shown["past_mask.0"] == ["batch", "past_0"]
     assert list(shown)[:3] == ["input_ids", "attention_mask", "position_ids"]
-    answers = pair.start(*ragged(2, 7))
+    answers = pair.start(*ragged_prompts(2, 7))
     assert answers["present.0.key"].shape == (2, 2, 7, 8)
     assert tuple(answers) == signature_of(pair.prefill).outputs == signature.outputs
 
 
-def test_rows_that_were_taken_out_of_a_cache_are_as_good_as_masked(pairs, ragged) -> None:
+def test_rows_that_were_taken_out_of_a_cache_are_as_good_as_masked(pairs, ragged_prompts) -> None:
     """Positions stay the original ones, so windows and rotary angles do too."""
     for family in ("llama", "mistral", "gpt2", "mixed"):
         _, pair = pairs(family)
-        ids, mask = ragged(2, 19)
+        ids, mask = ragged_prompts(2, 19)
         ids, mask = ids[:1], mask[:1]
         cache = pair.start(ids, mask)
         kept = torch.tensor([0, 3, 4, 9, 17, 18])

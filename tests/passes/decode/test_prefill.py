@@ -13,10 +13,10 @@ from gatefx.passes.harden.freeze import FreezeRegularization
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_the_last_real_tokens_logits_and_the_models_own_cache(pairs, ragged, side: str) -> None:
+def test_the_last_real_tokens_logits_and_the_models_own_cache(pairs, ragged_prompts, side: str) -> None:
     for family in ("llama", "gpt2", "opt", "mistral"):
         model, pair = pairs(family)
-        ids, mask = ragged(3, 11, side)
+        ids, mask = ragged_prompts(3, 11, side)
         answers = pair.start(ids, mask)
         with torch.no_grad():
             given = {"input_ids": ids, "attention_mask": mask, "position_ids": token_positions(mask)}

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import torch
 
-from gatefx.models.tiny import tiny_decoder, tiny_inputs
+from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.passes.find.adapters import Miss
 from gatefx.passes.find.cache_rows import find_cache_rows
-from gatefx.passes.find.last_token import emit_last_token, is_last_token
+from gatefx.passes.find.last_token import answered_tokens, emit_last_token, is_last_token
 from gatefx.passes.graph.capture import capture
 
 
@@ -44,3 +44,11 @@ def test_the_place_of_the_last_token_is_known_again() -> None:
     assert is_last_token(last)
     assert not is_last_token(mask)
     assert last.meta["val"].shape[1] == 1
+
+
+def test_a_choice_of_prompt_tokens_is_judged_by_the_last_ones_answers() -> None:
+    mask = torch.tensor([[0, 1, 1, 1], [1, 1, 0, 0]])
+    assert answered_tokens(graph_of("llama"), mask).tolist() == [[0, 0, 0, 1], [0, 1, 0, 0]]
+    encoder = capture(tiny("bert"), tiny_inputs("bert", batch=2, tokens=4)).graph_module
+    assert answered_tokens(encoder, mask) is mask
+    assert answered_tokens(graph_of("llama"), None) is None

@@ -128,3 +128,11 @@ def test_dropped_positions_lose_where_positions_compete() -> None:
     assert fill_of("start_logits", torch.float32) == torch.finfo(torch.float32).min
     assert fill_of("end_logits", torch.float64) == torch.finfo(torch.float64).min
     assert fill_of("logits", torch.float32) == 0.0
+
+
+def test_rows_that_become_tokens_again_stay_apart(inputs: Any) -> None:
+    """Conv1D and OPT's layers work on (batch · tokens, channels) in between."""
+    flow = flow_of(lambda h, _: torch.relu(h.flatten(0, 1) * 2).view(h.shape).select(1, 0), inputs)
+
+    assert not flow.misses
+    assert flow.positions == [0]

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from gatefx.models.tiny import DECODERS, tiny, tiny_decoder, tiny_inputs
-from gatefx.passes.find.cache_rows import VISIBLE
+from gatefx.passes.find.last_token import VISIBLE
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.capture_decoder import decoder_arguments, token_positions, windows_of
 

@@ -16,7 +16,7 @@ from transformers import BertForQuestionAnswering
 import gatefx
 from gatefx.errors import BudgetError, MethodError, SiteError, UntrainedGateError
 from gatefx.models.configs.masklora import MaskLoRA
-from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.gate.token_scores import token_gates
@@ -306,3 +306,11 @@ def test_the_question_stays_where_answers_are_spans() -> None:
     assert kept.sum(1).tolist() == [6, 6, 7]
     assert (kept | (types == 1)).all()
     torch.testing.assert_close(answer["start_logits"][kept], reference["start_logits"][kept], **NEAR)
+
+
+def test_gates_of_a_decoder_are_fitted_and_not_trained() -> None:
+    batch = tiny_inputs("llama", batch=2, tokens=6)
+    gated = gatefx.prepare(tiny_decoder("llama"), "masklora", example_inputs=batch)
+    with pytest.raises(MethodError, match="fitted, not trained"):
+        gated.train()(**batch)
+    gated.eval()(**batch)

@@ -4,6 +4,7 @@
     past_key_values.{i}.value   (B, H_kv, S_g, d)
     past_positions.{g}          (B, S_g) int64         where in the text the rows of group g stand
     past_mask.{g}               (B, S_g) int64         1 at rows that later tokens may see
+    ranks.{router}              (B, S, r) int64        what a router chose for the whole sequence; never changes
 
 Answers hold what stands after the new tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is
 a run of layers that keep the same rows: one for models whose tokens all stay, one more for every cut.
@@ -53,9 +54,20 @@ def mask_name(group: int) -> str:
     return f"past_mask.{group}"
 
 
+def ranks_name(router: str) -> str:
+    """What a router chose, as an answer of the prefill and an input of the decode."""
+    return f"ranks.{router}"
+
+
 def present_of(past: str) -> str:
     """The answer's name for an input of the cache."""
     return past.replace("past_key_values", _PRESENT) if "key_values" in past else past.replace("past", _PRESENT)
+
+
+def past_of(present: str) -> str:
+    """The input's name for an answer of the cache."""
+    states = present.startswith(f"{_PRESENT}.")
+    return present.replace(_PRESENT, "past_key_values" if states else "past", 1)
 
 
 def is_present(output: str) -> bool:

@@ -1,0 +1,72 @@
+"""generate: prompts → tokens, by a deployed decoder in torch or a session on an exported one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .config import Budget
+from .errors import InputError
+from .passes.decode.engine import engine_of
+from .passes.deployed import DeployedModel
+from .runtime.generation.cache import Cache
+from .runtime.generation.engine import Engine
+from .runtime.generation.loop import Generation, start_generation
+from .runtime.generation.prompts import Rows
+from .runtime.generation.sampling import Sampling
+
+
+def generate(  # noqa: PLR0913  # one public door: each is a documented option
+    model: DeployedModel,
+    input_ids: Rows,
+    attention_mask: Rows | None = None,
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    seed: int | None = None,
+    stop: Sequence[int] | int | None = None,
+    budget: Budget | Mapping[str, Budget] | None = None,
+    cache: Cache | None = None,
+) -> Generation:
+    """Read the prompts, and generate token by token.
+
+        for tokens in gatefx.generate(fast, ids, mask): …            # streams, (B,) a step
+        tokens = gatefx.generate(fast, ids, mask).tokens             # (B, N)
+
+    Args:
+        model: a decoder that `optimize` returned.
+        input_ids: (B, T), or a list of prompts of different lengths; attention_mask: (B, T), padding on either side.
+        max_new_tokens: at most so many a row.
+        temperature: 0 takes the likeliest token, more draws one; top_k, top_p: among the likeliest; seed: of the draws.
+        stop: tokens after which a row is over; None takes the model's own, () none.
+        budget: for these prompts, instead of `model.budget`: masklora's share of the prompt, ccm's ranks, ….
+        cache: of an earlier generation at the same budget, to go on from with `input_ids` as further tokens.
+
+    Raises:
+        InputError: an empty prompt, one longer than the model's positions, a generation that would be, a cache of
+            another model or budget; GatefxError: an option out of range.
+    """
+    sampling = Sampling(temperature, top_k, top_p, seed)
+    return start_generation(
+        _engine(model),
+        input_ids,
+        attention_mask,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop=stop,
+        budget=budget,
+        cache=cache,
+    )
+
+
+def _engine(model: Any) -> Engine:
+    if isinstance(model, DeployedModel):
+        return engine_of(model)
+    raise InputError(
+        "Only a deployed model generates.",
+        given=type(model).__name__,
+        expected="what gatefx.optimize returned",
+        remedy="call gatefx.optimize(model, data=calibration) first",
+    )

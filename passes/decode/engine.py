@@ -1,0 +1,84 @@
+"""A deployed decoder in torch, as an engine of `runtime/generation`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ...errors import InputError
+from ...runtime.cache_names import LOGITS
+from ...runtime.generation.engine import DecoderFacts
+from ...runtime.generation.torch_engine import TorchEngine
+from ..deployed import DeployedModel
+from ..graph.edit import answers_of, shape_of
+from ..graph.signature import signature_of
+from .programs import DecoderPrograms
+
+
+def engine_of(model: DeployedModel, *, masked: bool = False) -> TorchEngine:
+    """The engine of a model; masked: on the dense prefill that says what the compacted one must equal.
+
+    Raises:
+        InputError: the model is no decoder that can generate.
+    """
+    programs = required_programs(model)
+    return TorchEngine(
+        programs.reference if masked else programs.prefill,
+        programs.decode,
+        signature_of(programs.decode).input_names,
+        facts=facts_of(model),
+        name=f"{model.signature.architecture} {id(model):x}",
+        budget=lambda: model.budget,
+        at=_at(model),
+    )
+
+
+def required_programs(model: DeployedModel) -> DecoderPrograms:
+    """The graphs that generate.
+
+    Raises:
+        InputError: there are none.
+    """
+    if model.programs is None:
+        notes = [note for note in model.report.notes if "cannot generate" in note]
+        raise InputError(
+            "The model cannot generate.",
+            given=notes[0]
+            if notes
+            else f"{model.signature.architecture}, inputs {', '.join(model.signature.input_names)}",
+            expected="a decoder of transformers, prepared or optimized with input_ids and attention_mask",
+            remedy="load a causal language model, and pass both inputs as example_inputs or in data",
+        )
+    return model.programs
+
+
+def facts_of(model: DeployedModel) -> DecoderFacts:
+    """What the model's config says of its tokens."""
+    config, logits = model.config, answers_of(required_programs(model).decode.graph)[LOGITS]
+    stop = getattr(config, "eos_token_id", None)
+    stops = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+    pad = getattr(config, "pad_token_id", None)
+    positions = getattr(config, "max_position_embeddings", None)
+    return DecoderFacts(
+        vocabulary=int(shape_of(logits)[-1]),
+        positions=positions,
+        stop=stops,
+        pad=pad if isinstance(pad, int) and pad >= 0 else stops[0] if stops else 0,
+    )
+
+
+def _at(model: DeployedModel) -> Any:
+    @contextmanager
+    def at(budget: Any) -> Iterator[None]:
+        standing = model.budget
+        if budget == standing:
+            yield
+            return
+        model.budget = budget
+        try:
+            yield
+        finally:
+            model.budget = standing
+
+    return at

@@ -1,0 +1,61 @@
+"""A deployed decoder's two programs, beside the one over whole texts: prefill and decode, sharing every parameter.
+
+    hardened ─▶ ExposeCache ──────────────────────────▶ reference       masked: dropped rows stay, unseen
+                     └─▶ compact(every method) ───────▶ prefill         dropped rows leave the cache
+    hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ ReadCache ─▶ decode   every token that is generated stays
+
+and ranks that routers chose are answered by the prefills and held by the decode (`ranks.py`).
+
+Both prefills feed the one decode.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+
+from ...runtime.cache_names import CacheLayout
+from ..chain import Chain
+from ..decision import Decision
+from ..find.adapters import Miss
+from ..find.cache_rows import find_cache_rows
+from ..harden.open_choices import OpenTokenChoices
+from ..methods.method import DeployOptions, Method
+from .append import ReadCache
+from .prefill import ExposeCache
+from .ranks import AnswerRanks, HoldRanks
+
+
+@dataclass(frozen=True)
+class DecoderPrograms:
+    """The graphs that generate.
+
+    Attributes:
+        prefill, decode: as `ExposeCache` and `ReadCache` say; reference: the masked prefill that `prefill` must equal.
+        layout: which layers keep the same rows.
+    """
+
+    prefill: fx.GraphModule
+    decode: fx.GraphModule
+    reference: fx.GraphModule
+    layout: CacheLayout
+
+
+def decoder_programs(
+    hardened: Chain, methods: Mapping[str, Method[Any]], decisions: Mapping[str, Decision], options: DeployOptions
+) -> DecoderPrograms | None:
+    """The programs of a hardened graph; None where it cannot generate."""
+    if isinstance(find_cache_rows(hardened.graph), Miss):
+        return None
+    masked = hardened.then(ExposeCache())
+    layout: CacheLayout = masked.graph.meta["cache"]
+    prefill, opened = masked, hardened.then(OpenTokenChoices())
+    for name, method in methods.items():
+        prefill = method.compact(prefill, decisions[name], options)
+        opened = method.compact(opened, decisions[name], options)
+    decode = opened.then(ReadCache(layout), HoldRanks())
+    prefills = [chain.then(AnswerRanks()).graph.eval() for chain in (prefill, masked)]
+    return DecoderPrograms(prefills[0], decode.graph.eval(), prefills[1], layout)

@@ -1,0 +1,1 @@
+"""Generation: prompts in, tokens out, one at a time, by any engine that prefills and decodes."""

@@ -1,0 +1,70 @@
+"""What generation asks of an engine: a prefill and a decode that answer with logits and a cache."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .cache import Cache
+
+
+@dataclass(frozen=True)
+class DecoderFacts:
+    """What is known of a decoder beside its graphs.
+
+    Attributes:
+        vocabulary: V; positions: how many there are, None where nothing limits them.
+        stop: tokens after which a sequence is over; pad: what fills the rows of sequences that are.
+    """
+
+    vocabulary: int
+    positions: int | None
+    stop: tuple[int, ...]
+    pad: int
+
+
+class Engine(Protocol):
+    """A decoder that runs. Every call answers the logits of each row's last real token, (B, V), and the cache then."""
+
+    @property
+    def facts(self) -> DecoderFacts:
+        """What limits it."""
+
+    @property
+    def name(self) -> str:
+        """Which model it is, for messages and to know its caches again."""
+
+    def resolved(self, budget: object) -> object:
+        """The budget of a call in the method's unit; None is the one in force.
+
+        Raises:
+            BudgetError: one that the model does not have.
+        """
+
+    def prefill(self, ids: Tensor, mask: Tensor, budget: object) -> tuple[Tensor, Cache]:
+        """Read whole prompts: ids, mask (B, T) int64."""
+
+    def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """Read further tokens behind a cache: ids, mask (B, T) int64, T is 1 as a rule."""
+
+
+def places_after(last: tuple[int, ...], mask: Tensor) -> Tensor:
+    """Positions of tokens behind the position `last` of each row, -1 where there is none: mask (B, T) → (B, T)."""
+    before = mask.new_tensor(last).unsqueeze(1)
+    return (before + mask.cumsum(-1)).clamp_min(0)
+
+
+def last_places(positions: Tensor, mask: Tensor) -> tuple[int, ...]:
+    """Each row's largest position of a real token."""
+    return tuple(int(place) for place in (positions * mask).amax(-1))
+
+
+def last_tokens(logits: Tensor, mask: Tensor) -> Tensor:
+    """The logits of each row's last real token: (B, T, V), mask (B, T) → (B, V)."""
+    if logits.shape[1] == 1:
+        return logits[:, 0]
+    place = (mask * mask.cumsum(-1)).argmax(-1)
+    return logits[torch.arange(len(place)), place]

@@ -1,0 +1,144 @@
+"""The loop: prefill once, then one token a step for every row that has not stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...errors import InputError
+from .cache import Cache
+from .engine import Engine
+from .prompts import Prompt, Rows, check_length, read_prompt
+from .sampling import Sampling, choose
+
+
+@dataclass(frozen=True)
+class PhaseRecord:
+    """What one phase of a generation did.
+
+    Attributes:
+        tokens: real tokens that were read, of all rows; calls: of the engine; seconds: in the engine.
+        rows, bytes: S of every layer of the cache, and its size, after the phase.
+    """
+
+    tokens: int
+    calls: int
+    seconds: float
+    rows: tuple[int, ...]
+    bytes: int
+
+
+class Generation(Iterator[Tensor]):
+    """A generation that is under way: iterate for the tokens of each step, (B,), or ask for all of them.
+
+    A row that stopped goes on with the padding token; the iteration ends when every row stopped, or at the limit.
+
+    Attributes:
+        prefill, decode: what each phase did so far.
+    """
+
+    def __init__(self, engine: Engine, start: tuple[Tensor, Cache], limit: int, stop: Tensor, sampling: Sampling):
+        self._engine = engine
+        self._logits, self._cache = start
+        self._limit, self._stop, self._sampling = limit, stop, sampling
+        self._generator = sampling.generator()
+        self._steps: list[Tensor] = []
+        self._stopped = torch.zeros(self._logits.shape[0], dtype=torch.bool)
+        self._pending: Tensor | None = None
+        self.prefill = PhaseRecord(0, 0, 0.0, (), 0)
+        self.decode = PhaseRecord(0, 0, 0.0, self._cache.rows, self._cache.bytes)
+
+    def __iter__(self) -> Generation:
+        return self
+
+    def __next__(self) -> Tensor:
+        if len(self._steps) == self._limit or bool(self._stopped.all()):
+            raise StopIteration
+        self._read_pending()
+        chosen = choose(self._logits, self._sampling, self._generator)
+        chosen = chosen.masked_fill(self._stopped, self._engine.facts.pad)
+        self._stopped |= torch.isin(chosen, self._stop) & ~self._stopped
+        self._steps.append(chosen)
+        self._pending = chosen
+        return chosen
+
+    @property
+    def tokens(self) -> Tensor:
+        """Every generated token, (B, N), after running to the end; padding behind a stop token."""
+        for _ in self:
+            pass
+        return torch.stack(self._steps, 1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """How many tokens each row generated, its stop token included, (B,)."""
+        tokens = self.tokens
+        stops = torch.isin(tokens, self._stop)
+        first = torch.where(stops.any(-1), stops.int().argmax(-1) + 1, tokens.shape[1])
+        return first.long()
+
+    @property
+    def logits(self) -> Tensor:
+        """The logits (B, V) that the last token was chosen by."""
+        return self._logits
+
+    @property
+    def cache(self) -> Cache:
+        """The cache with every token so far, to go on from: `gatefx.generate(model, ids, cache=generation.cache)`."""
+        self._read_pending()
+        return self._cache
+
+    def _read_pending(self) -> None:
+        """Let the engine read the last step's tokens."""
+        if self._pending is None:
+            return
+        ids, self._pending = self._pending.unsqueeze(1), None
+        started = time.perf_counter()
+        self._logits, self._cache = self._engine.decode(ids, torch.ones_like(ids), self._cache)
+        seconds = self.decode.seconds + time.perf_counter() - started
+        tokens, calls = self.decode.tokens + ids.numel(), self.decode.calls + 1
+        self.decode = PhaseRecord(tokens, calls, seconds, self._cache.rows, self._cache.bytes)
+
+
+def start_generation(
+    engine: Engine,
+    input_ids: Rows,
+    attention_mask: Rows | None,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop: Sequence[int] | int | None,
+    budget: object,
+    cache: Cache | None,
+) -> Generation:
+    """Check the prompt, read it, and stand ready for the first token.
+
+    Raises:
+        InputError: as `read_prompt`, `check_length` and `Cache.check` say; no positive number of tokens to generate.
+    """
+    if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
+        raise InputError("max_new_tokens counts tokens.", given=repr(max_new_tokens), expected="a positive integer")
+    prompt = read_prompt(input_ids, attention_mask, engine.facts)
+    wanted = engine.resolved(budget)
+    past = (-1,) * len(prompt.ids)
+    if cache is not None:
+        cache.check(engine.name, wanted, len(prompt.ids))
+        past = cache.last
+    check_length(prompt, past, max_new_tokens, engine.facts)
+    stops = engine.facts.stop if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+    started = time.perf_counter()
+    start = _read(engine, prompt, wanted, cache)
+    seconds = time.perf_counter() - started
+    generation = Generation(engine, start, max_new_tokens, torch.tensor(stops, dtype=torch.int64), sampling)
+    generation.prefill = PhaseRecord(int(prompt.mask.sum()), 1, seconds, start[1].rows, start[1].bytes)
+    return generation
+
+
+def _read(engine: Engine, prompt: Prompt, budget: object, cache: Cache | None) -> tuple[Tensor, Cache]:
+    if cache is None:
+        return engine.prefill(prompt.ids, prompt.mask, budget)
+    return engine.decode(prompt.ids, prompt.mask, cache)

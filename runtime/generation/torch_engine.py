@@ -1,0 +1,89 @@
+"""A decoder's two graphs in torch, as an engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..cache_names import LOGITS, is_present, key_name, past_of
+from .cache import Cache
+from .engine import DecoderFacts, last_places, last_tokens, places_after
+
+
+class TorchEngine:
+    """Prefill and decode as torch modules that take tensors by position and answer by name.
+
+    Args:
+        prefill, decode: the modules; inputs: names of decode's inputs, in order.
+        facts: what limits the decoder; name: which model it is.
+        budget: reads the budget in force; at: a context in which another one is.
+    """
+
+    def __init__(
+        self,
+        prefill: nn.Module,
+        decode: nn.Module,
+        inputs: Sequence[str],
+        *,
+        facts: DecoderFacts,
+        name: str,
+        budget: Callable[[], object],
+        at: Callable[[object], Any],
+    ) -> None:
+        self._prefill, self._decode, self._inputs = prefill, decode, tuple(inputs)
+        self._facts, self._name, self._budget, self._at = facts, name, budget, at
+        self._device = next(decode.parameters()).device
+
+    @property
+    def facts(self) -> DecoderFacts:
+        """What limits it."""
+        return self._facts
+
+    @property
+    def name(self) -> str:
+        """Which model it is."""
+        return self._name
+
+    def resolved(self, budget: object) -> object:
+        """As `Engine.resolved`."""
+        if budget is None:
+            return self._budget()
+        with self._at(budget):
+            return self._budget()
+
+    @torch.no_grad()
+    def prefill(self, ids: Tensor, mask: Tensor, budget: object) -> tuple[Tensor, Cache]:
+        """As `Engine.prefill`."""
+        positions = places_after((-1,) * len(ids), mask)
+        with self._at(budget):
+            answers = self._prefill(*(tensor.to(self._device) for tensor in (ids, mask, positions)))
+        return self._answer(answers, mask, last_places(positions, mask), budget, {})
+
+    @torch.no_grad()
+    def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """As `Engine.decode`."""
+        positions = places_after(cache.last, mask)
+        new = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        given = {**{name: tensor.to(self._device) for name, tensor in new.items()}, **cache.entries}
+        answers = self._decode(*(given[name] for name in self._inputs))
+        held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
+        return self._answer(answers, mask, last_places(positions, mask), cache.budget, held)
+
+    def _answer(
+        self,
+        answers: Mapping[str, Tensor],
+        mask: Tensor,
+        last: tuple[int, ...],
+        budget: object,
+        held: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Cache]:
+        entries = {past_of(name) if is_present(name) else name: v for name, v in answers.items() if name != LOGITS}
+        entries = {**held, **entries}
+        states = [value for name, value in entries.items() if "key_values" in name]
+        rows = tuple(entries[key_name(layer)].shape[2] for layer in range(len(states) // 2))
+        size = sum(value.numel() * value.element_size() for value in states)
+        cache = Cache(entries, self._name, budget, last, rows, size)
+        return last_tokens(answers[LOGITS].cpu().float(), mask), cache
