@@ -10,12 +10,14 @@ from typing import Any
 import torch
 
 from .errors import InputError, MethodError
+from .exporting_decoder import DECODER, write_decoder
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import Signature, example_for
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
+from .runtime.sessions.decoder import OnnxDecoder
 from .runtime.sessions.onnxruntime import OnnxSession
 
 _BACKENDS = ("onnxruntime",)
@@ -30,6 +32,7 @@ def export(
     tokenizer: Any = None,
     opset: int = DEFAULT_OPSET,
     overwrite: bool = False,
+    generate: bool = False,
 ) -> Path:
     """Write a deployed model as one artifact folder, whole or not at all.
 
@@ -40,36 +43,47 @@ def export(
         model: what `optimize` returned; folder: where to; backend: "onnxruntime".
         tokenizer: saved beside the model if given.
         opset: version of standard ONNX; overwrite: replace an artifact that is already there.
+        generate: write a decoder's prefill and decode, with their cache, for `gatefx.generate(gatefx.load(folder), …)`,
+            instead of the graph over whole texts.
 
     Raises:
-        InputError: a model that is not deployed; MethodError: an unknown backend.
+        InputError: a model that is not deployed, or cannot generate; MethodError: an unknown backend.
         ArtifactError: the folder exists; CaptureError: an operator without ONNX form.
     """
     _check_request(model, backend, tokenizer)
-    signature = model.signature
-    example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
     levels = _runtime_buffers(model)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        graph = lower_to_onnx(
-            model.graph_module,
-            example,
-            signature.outputs,
-            opset=opset,
-            overridable=tuple(r.buffer for r in levels.values()),
-        )
-        save_onnx(graph, writer.path)
-        if model.config is not None:
-            write_exported_model_files(
-                writer.path,
-                architecture=signature.architecture,
-                config=model.config,
-                example=example,
-                output_names=signature.outputs,
-                output_class=signature.answer_type,
-            )
+        description = _description(model, model.signature, levels, opset)
+        if generate:
+            description |= write_decoder(model, writer.path, levels, opset=opset)
+        else:
+            _write_model(model, writer.path, levels, opset=opset)
         if tokenizer is not None:
             tokenizer.save_pretrained(writer.path)
-        return writer.commit(_description(model, signature, levels, opset)).path
+        return writer.commit(description).path
+
+
+def _write_model(model: DeployedModel, folder: Path, levels: Mapping[str, RuntimeBudget], *, opset: int) -> None:
+    """The graph over whole inputs, with what transformers' `ExportedModel` reads."""
+    signature = model.signature
+    example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
+    graph = lower_to_onnx(
+        model.graph_module,
+        example,
+        signature.outputs,
+        opset=opset,
+        overridable=tuple(r.buffer for r in levels.values()),
+    )
+    save_onnx(graph, folder)
+    if model.config is not None:
+        write_exported_model_files(
+            folder,
+            architecture=signature.architecture,
+            config=model.config,
+            example=example,
+            output_names=signature.outputs,
+            output_class=signature.answer_type,
+        )
 
 
 def _check_request(model: object, backend: str, tokenizer: Any) -> None:
@@ -108,6 +122,8 @@ def load(
 ) -> OnnxSession:
     """Open an artifact folder: every hash is checked, and the session says which provider it really got.
 
+    A folder that was written with `generate=True` opens as a decoder for `gatefx.generate`.
+
     Args:
         folder: what `export` wrote; provider: "cpu", "cuda", "tensorrt" or ONNX Runtime's own name.
         threads: of ONNX Runtime's pool; None leaves it to ONNX Runtime.
@@ -118,6 +134,8 @@ def load(
         ProviderError: the provider is not what the session would run on, or has no native kernels that were asked for.
     """
     artifact = Artifact.open(folder)
+    if artifact.manifest.get("kind") == DECODER:
+        return OnnxDecoder.open(artifact, provider=provider, threads=threads, native=native)
     if artifact.manifest.get("kind") != _KIND:
         raise InputError(
             "The folder holds no exported model.",

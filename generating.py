@@ -14,10 +14,12 @@ from .runtime.generation.engine import Engine
 from .runtime.generation.loop import Generation, start_generation
 from .runtime.generation.prompts import Rows
 from .runtime.generation.sampling import Sampling
+from .runtime.sessions.decoder import OnnxDecoder
+from .runtime.sessions.onnxruntime import OnnxSession
 
 
 def generate(  # noqa: PLR0913  # one public door: each is a documented option
-    model: DeployedModel,
+    model: DeployedModel | OnnxSession,
     input_ids: Rows,
     attention_mask: Rows | None = None,
     *,
@@ -36,7 +38,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         tokens = gatefx.generate(fast, ids, mask).tokens             # (B, N)
 
     Args:
-        model: a decoder that `optimize` returned.
+        model: a decoder that `optimize` returned, or that `load` opened.
         input_ids: (B, T), or a list of prompts of different lengths; attention_mask: (B, T), padding on either side.
         max_new_tokens: at most so many a row.
         temperature: 0 takes the likeliest token, more draws one; top_k, top_p: among the likeliest; seed: of the draws.
@@ -62,11 +64,13 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
 
 
 def _engine(model: Any) -> Engine:
+    if isinstance(model, OnnxDecoder):
+        return model
     if isinstance(model, DeployedModel):
         return engine_of(model)
     raise InputError(
         "Only a deployed model generates.",
         given=type(model).__name__,
-        expected="what gatefx.optimize returned",
+        expected="what gatefx.optimize returned, or gatefx.load of a folder exported with generate=True",
         remedy="call gatefx.optimize(model, data=calibration) first",
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -112,8 +113,31 @@ class DeployedModel(RecoveringProgram):
 
     @budget.setter
     def budget(self, budget: Budget | Mapping[str, Budget]) -> None:
-        given = self._by_method(budget)
-        resolved = {name: self._resolved(name, value) for name, value in given.items()}
+        self._spend({name: self._resolved(name, value) for name, value in self._by_method(budget).items()})
+
+    def resolved_budget(self, budget: Budget | Mapping[str, Budget]) -> Any:
+        """What `self.budget` would be if `budget` were set.
+
+        Raises:
+            BudgetError: it could not be set.
+        """
+        found = {name: self._resolved(name, value) for name, value in self._by_method(budget).items()}
+        budgets = self._budgets | found
+        return next(iter(budgets.values())) if len(budgets) == 1 else budgets
+
+    @contextmanager
+    def at_budget(self, resolved: Any) -> Iterator[None]:
+        """Spend what `resolved_budget` answered, for a while."""
+        standing = {name: value for name, value in self._budgets.items() if value is not None}
+        wanted = resolved if isinstance(resolved, Mapping) else dict.fromkeys(self._budgets, resolved)
+        changed = {name: value for name, value in wanted.items() if value != standing.get(name) and value is not None}
+        self._spend(changed)
+        try:
+            yield
+        finally:
+            self._spend({name: standing[name] for name in changed})
+
+    def _spend(self, resolved: Mapping[str, float]) -> None:
         for name, number in resolved.items():
             runtime = self.decisions[name].runtime
             if runtime is not None:

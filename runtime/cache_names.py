@@ -6,8 +6,9 @@
     past_mask.{g}               (B, S_g) int64         1 at rows that later tokens may see
     ranks.{router}              (B, S, r) int64        what a router chose for the whole sequence; never changes
 
-Answers hold what stands after the new tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is
-a run of layers that keep the same rows: one for models whose tokens all stay, one more for every cut.
+A prefill leaves out the positions and the mask of group 0, which are its inputs. Answers hold what stands after the new
+tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is a run of layers that keep the same rows:
+one for models whose tokens all stay, one more for every cut.
 """
 
 from __future__ import annotations

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
-
 from ...errors import InputError
 from ...runtime.cache_names import LOGITS
 from ...runtime.generation.engine import DecoderFacts
@@ -29,8 +25,8 @@ def engine_of(model: DeployedModel, *, masked: bool = False) -> TorchEngine:
         signature_of(programs.decode).input_names,
         facts=facts_of(model),
         name=f"{model.signature.architecture} {id(model):x}",
-        budget=lambda: model.budget,
-        at=_at(model),
+        resolved=lambda budget: model.budget if budget is None else model.resolved_budget(budget),  # type: ignore[arg-type]
+        at=model.at_budget,
     )
 
 
@@ -66,19 +62,3 @@ def facts_of(model: DeployedModel) -> DecoderFacts:
         stop=stops,
         pad=pad if isinstance(pad, int) and pad >= 0 else stops[0] if stops else 0,
     )
-
-
-def _at(model: DeployedModel) -> Any:
-    @contextmanager
-    def at(budget: Any) -> Iterator[None]:
-        standing = model.budget
-        if budget == standing:
-            yield
-            return
-        model.budget = budget
-        try:
-            yield
-        finally:
-            model.budget = standing
-
-    return at

@@ -3,8 +3,9 @@
     positions = clamp_min(cumsum(mask) - 1, 0)          position_ids                                 an input
     logits = linear(h (B, T, d), W)                →    logits = linear(gather_tokens(h, last, 1), W)      (B, 1, V)
     k, v of layer i ─▶ attention                        present.i.key = k, present.i.value = v
-                                                        present_positions.g, present_mask.g                (B, T)
+                                                        present_positions.g, present_mask.g     (B, T), g > 0
 
+Rows of group 0 are the prompt's own: their positions and mask are the inputs, which nobody needs to be told again.
 After a cut of hardened gates on tokens, the rows of dropped tokens are masked: present_mask is the attention mask
 times the gates. `CompactTokens` then takes these rows out of every answer of the cache.
 
@@ -87,7 +88,7 @@ class ExposeCache(Pass):
             answers[present_of(key_name(layer))] = row.key
             answers[present_of(value_name(layer))] = row.value
         mask = rows[0].visible.args[2]
-        for group in range(layout.group_count):
+        for group in range(1, layout.group_count):
             for name, value in ((positions_name(group), positions), (mask_name(group), mask)):
                 answers[present_of(name)] = self._gated(graph_module.graph, value, gates[:group])  # type: ignore[arg-type]  # a node
         graph_module.meta["cache"] = layout

@@ -41,7 +41,10 @@ def answered_tokens(graph_module: fx.GraphModule, mask: torch.Tensor | None) -> 
 
 
 def is_last_token(node: fx.Node) -> bool:
-    """Whether a node is such a place."""
+    """Whether a node is such a place, or the slot that a cut made of it: how many kept tokens stand before it."""
+    if node.target is aten.sum.dim_IntList and node.all_input_nodes[0].target is aten.lt.Tensor:
+        place = node.all_input_nodes[0].args[1]
+        return isinstance(place, fx.Node) and is_last_token(place)
     if node.target is not aten.argmax.default or node.args[1:] != (1, True):
         return False
     product = node.all_input_nodes[0]

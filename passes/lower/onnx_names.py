@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -85,3 +85,24 @@ def _module_path(node: onnx_ir.Node) -> str:
     # The last entry names the graph node itself.
     inner = [scope for scope in scopes[:-1] if scope and not scope.startswith("_empty_nn_module_stack")]
     return str(inner[-1]) if inner else ""
+
+
+def rename_axes(model: onnx_ir.Model, axes: Mapping[str, Sequence[str]]) -> None:
+    """Rename the symbols of inputs' sizes, also inside formulas, to what `axes` calls them: input → a name an axis."""
+    import onnx_ir
+
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for dim, name in zip(value.shape or (), axes.get(value.name or "", ()), strict=False):
+            if not isinstance(dim, int) and dim.value is not None:
+                names.setdefault(dim.value, name)
+    for value in _values(model):
+        if value.shape is not None:
+            dims = (dim if isinstance(dim, int) else _called(dim.value, names) for dim in value.shape)
+            value.shape = onnx_ir.Shape(tuple(dims))
+
+
+def _called(symbol: str | None, names: Mapping[str, str]) -> str | None:
+    for old in sorted(names, key=len, reverse=True):  # one name may be the beginning of another
+        symbol = symbol.replace(old, names[old]) if symbol is not None else None
+    return symbol

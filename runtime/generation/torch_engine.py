@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cache_names import LOGITS, is_present, key_name, past_of
+from ..cache_names import LOGITS, is_present, key_name, mask_name, past_of, positions_name
 from .cache import Cache
 from .engine import DecoderFacts, last_places, last_tokens, places_after
 
@@ -19,7 +19,7 @@ class TorchEngine:
     Args:
         prefill, decode: the modules; inputs: names of decode's inputs, in order.
         facts: what limits the decoder; name: which model it is.
-        budget: reads the budget in force; at: a context in which another one is.
+        resolved: a call's budget in the method's unit; at: a context in which such a budget is in force.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class TorchEngine:
         *,
         facts: DecoderFacts,
         name: str,
-        budget: Callable[[], object],
+        resolved: Callable[[object], object],
         at: Callable[[object], Any],
     ) -> None:
         self._prefill, self._decode, self._inputs = prefill, decode, tuple(inputs)
-        self._facts, self._name, self._budget, self._at = facts, name, budget, at
+        self._facts, self._name, self._resolved, self._at = facts, name, resolved, at
         self._device = next(decode.parameters()).device
 
     @property
@@ -49,10 +49,7 @@ class TorchEngine:
 
     def resolved(self, budget: object) -> object:
         """As `Engine.resolved`."""
-        if budget is None:
-            return self._budget()
-        with self._at(budget):
-            return self._budget()
+        return self._resolved(budget)
 
     @torch.no_grad()
     def prefill(self, ids: Tensor, mask: Tensor, budget: object) -> tuple[Tensor, Cache]:
@@ -60,7 +57,8 @@ class TorchEngine:
         positions = places_after((-1,) * len(ids), mask)
         with self._at(budget):
             answers = self._prefill(*(tensor.to(self._device) for tensor in (ids, mask, positions)))
-        return self._answer(answers, mask, last_places(positions, mask), budget, {})
+        given = {positions_name(0): positions.to(self._device), mask_name(0): mask.to(self._device)}
+        return self._answer(answers, mask, last_places(positions, mask), budget, given)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
@@ -68,7 +66,8 @@ class TorchEngine:
         positions = places_after(cache.last, mask)
         new = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
         given = {**{name: tensor.to(self._device) for name, tensor in new.items()}, **cache.entries}
-        answers = self._decode(*(given[name] for name in self._inputs))
+        with self._at(cache.budget):
+            answers = self._decode(*(given[name] for name in self._inputs))
         held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
         return self._answer(answers, mask, last_places(positions, mask), cache.budget, held)
 

@@ -15,7 +15,8 @@ import numpy as np
 from ...errors import missing_package
 from ..artifact import Artifact
 from .inputs import feed
-from .onnxruntime import MODEL_FILE, onnxruntime_module, specs_of
+from .onnxruntime import MODEL_FILE, specs_of
+from .onnxruntime_start import onnxruntime_module
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 _ERRORS_ONLY = 3

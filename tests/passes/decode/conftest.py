@@ -17,7 +17,7 @@ from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.capture_decoder import token_positions
 from gatefx.passes.graph.signature import signature_of
 from gatefx.passes.harden.freeze import FreezeRegularization
-from gatefx.runtime.cache_names import present_of
+from gatefx.runtime.cache_names import mask_name, positions_name, present_of
 
 
 def mixed_layers() -> nn.Module:
@@ -44,8 +44,9 @@ class Pair:
     @torch.no_grad()
     def start(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """The prefill's answers."""
-        answers: dict[str, Tensor] = self.prefill(ids, mask, token_positions(mask))
-        return answers
+        positions = token_positions(mask)
+        given = {present_of(positions_name(0)): positions, present_of(mask_name(0)): mask}
+        return {**given, **self.prefill(ids, mask, positions)}
 
     @torch.no_grad()
     def go_on(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: dict[str, Tensor]) -> dict[str, Tensor]:

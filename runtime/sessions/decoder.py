@@ -1,0 +1,184 @@
+"""Exported decoders in ONNX Runtime: two models of one folder, with the cache kept on the device between steps.
+
+Every step binds the last step's cache as inputs and lets ONNX Runtime allocate the next one: keys and values never
+become numpy arrays.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...errors import ArtifactError, InputError
+from ..artifact import Artifact
+from ..cache_names import LOGITS, is_present, key_name, mask_name, past_of, positions_name
+from ..generation.cache import Cache
+from ..generation.engine import DecoderFacts, last_places, last_tokens, places_after
+from ..native.library import NativeStatus
+from .budget import BudgetTable, by_method
+from .onnxruntime import MODEL_FILE, OnnxSession
+from .onnxruntime_start import onnxruntime_module, start
+
+DECODE_FILE = "decode.onnx"
+_DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
+
+
+class OnnxDecoder(OnnxSession):
+    """An artifact that `export(…, generate=True)` wrote, opened in ONNX Runtime: an engine for `gatefx.generate`.
+
+    As a session it is the prefill alone, and answers with its cache as arrays. Make one with `OnnxDecoder.open`.
+    """
+
+    def __init__(self, session: Any, artifact: Artifact, provider: str, native: NativeStatus, decode: Any) -> None:
+        super().__init__(session, artifact, provider, native)
+        self._decode = decode
+        self._device = _DEVICES.get(provider, "cpu")
+        self._facts = _facts(artifact.manifest)
+
+    @classmethod
+    def open(
+        cls,
+        artifact: Artifact | str | os.PathLike[str],
+        *,
+        provider: str = "cpu",
+        threads: int | None = None,
+        native: bool | None = None,
+    ) -> OnnxDecoder:
+        """Sessions on both models; arguments and errors as `OnnxSession.open`."""
+        opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
+        prefill, obtained, used = start(opened, MODEL_FILE, provider=provider, threads=threads, native=native)
+        decode, _, _ = start(opened, DECODE_FILE, provider=provider, threads=threads, native=native)
+        return cls(prefill, opened, obtained, used, decode)
+
+    @property
+    def facts(self) -> DecoderFacts:
+        """What limits it."""
+        return self._facts
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return str(self._artifact.path)
+
+    def resolved(self, budget: object) -> object:
+        """As `Engine.resolved`."""
+        if budget is None or budget == self.budget:
+            return self.budget
+        return self._merged({**self._chosen, **by_method(budget, self._tables, self.manifest["budget"])})
+
+    def prefill(self, ids: Tensor, mask: Tensor, budget: object) -> tuple[Tensor, Cache]:
+        """As `Engine.prefill`."""
+        positions = places_after((-1,) * len(ids), mask)
+        answers = self._bound(self._session, _new(ids, mask, positions), {}, budget)
+        given = {positions_name(0): self._value(positions), mask_name(0): self._value(mask)}
+        return self._answer(answers, mask, last_places(positions, mask), budget, given)
+
+    def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+        """As `Engine.decode`."""
+        positions = places_after(cache.last, mask)
+        answers = self._bound(self._decode, _new(ids, mask, positions), cache.entries, cache.budget)
+        held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
+        return self._answer(answers, mask, last_places(positions, mask), cache.budget, held)
+
+    def _merged(self, chosen: Mapping[str, float]) -> Any:
+        exported = self.manifest["budget"]
+        if isinstance(exported, Mapping):
+            return {**exported, **chosen}
+        return next(iter(chosen.values()), exported)
+
+    def _value(self, tensor: Tensor) -> Any:
+        array = np.ascontiguousarray(tensor.numpy())
+        return onnxruntime_module().OrtValue.ortvalue_from_numpy(array, self._device, 0)
+
+    def _bound(
+        self, session: Any, new: Mapping[str, np.ndarray], cache: Mapping[str, Any], budget: object
+    ) -> dict[str, Any]:
+        """The answers by name, on the device."""
+        names = [node.name for node in session.get_outputs()]
+        levels = self._levels(session, budget)
+        try:
+            answers = self._overridden(session, names, {**new, **levels}, cache) if levels else None
+            if answers is None:
+                binding = self._binding(session, names, new, cache)
+                session.run_with_iobinding(binding)
+                answers = binding.get_outputs()
+        except Exception as error:
+            # ONNX Runtime's errors have no common base but Exception.
+            raise InputError(
+                "ONNX Runtime could not run the decoder on these tokens.", given=f"{type(error).__name__}: {error}"
+            ) from error
+        return dict(zip(names, answers, strict=True))
+
+    def _binding(self, session: Any, names: list[str], new: Mapping[str, np.ndarray], cache: Mapping[str, Any]) -> Any:
+        binding = session.io_binding()
+        for node in session.get_inputs():
+            if node.name in new:
+                binding.bind_cpu_input(node.name, new[node.name])
+            else:
+                binding.bind_ortvalue_input(node.name, cache[node.name])
+        for name in names:
+            binding.bind_output(name, "cpu" if name == LOGITS else self._device)
+        return binding
+
+    def _overridden(
+        self, session: Any, names: list[str], fed: Mapping[str, np.ndarray], cache: Mapping[str, Any]
+    ) -> list[Any]:
+        """A call that replaces buffers: binding takes inputs alone."""
+        value = onnxruntime_module().OrtValue.ortvalue_from_numpy
+        given = {name: value(array, "cpu", 0) for name, array in fed.items()}
+        given |= {node.name: cache[node.name] for node in session.get_inputs() if node.name not in given}
+        answers: list[Any] = session.run_with_ort_values(names, given)
+        return answers
+
+    def _levels(self, session: Any, budget: object) -> dict[str, np.ndarray]:
+        """Values of the buffers by which budgets act, where a model has them."""
+        if not self._tables or budget == self.manifest["budget"]:
+            return {}
+        known = {node.name: node for node in session.get_overridable_initializers()}
+        chosen = by_method(_changeable(budget, self._tables), self._tables, self.manifest["budget"])
+        found = {}
+        for method, number in chosen.items():
+            table = self._tables[method]
+            if table.initializer in known:
+                shape = tuple(size if isinstance(size, int) else 1 for size in known[table.initializer].shape)
+                found[table.initializer] = np.full(shape, table.value(number), dtype=np.float32)
+        return found
+
+    def _answer(
+        self, answers: Mapping[str, Any], mask: Tensor, last: tuple[int, ...], budget: object, held: Mapping[str, Any]
+    ) -> tuple[Tensor, Cache]:
+        fresh = {past_of(name) if is_present(name) else name: v for name, v in answers.items() if name != LOGITS}
+        entries = {**held, **fresh}
+        shapes = {name: tuple(value.shape()) for name, value in entries.items() if "key_values" in name}
+        rows = tuple(shapes[key_name(layer)][2] for layer in range(len(shapes) // 2))
+        size = sum(prod(shape) for shape in shapes.values()) * np.dtype(np.float32).itemsize
+        logits = torch.from_numpy(answers[LOGITS].numpy())
+        return last_tokens(logits, mask), Cache(entries, self.name, budget, last, rows, size)
+
+
+def _new(ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, np.ndarray]:
+    tensors = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
+
+
+def _changeable(budget: object, tables: Mapping[str, BudgetTable]) -> object:
+    """Of several methods' budgets, those that may change."""
+    return {name: value for name, value in budget.items() if name in tables} if isinstance(budget, Mapping) else budget
+
+
+def _facts(manifest: Mapping[str, Any]) -> DecoderFacts:
+    try:
+        told = manifest["decoder"]
+        return DecoderFacts(int(told["vocabulary"]), told["positions"], tuple(told["stop"]), int(told["pad"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            "The artifact does not say what its decoder takes.",
+            given=str(manifest.get("decoder")),
+            expected="a folder that gatefx.export(…, generate=True) wrote",
+        ) from error

@@ -1,0 +1,116 @@
+"""Start ONNX Runtime on one model of an artifact. The provider that was asked for is the one that runs, or it fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import ArtifactError, InputError, ProviderError, missing_package
+from ..artifact import Artifact
+from ..native.library import NativeStatus, native_status
+
+PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+
+_ERRORS_ONLY = 3
+
+
+def start(
+    artifact: Artifact, file: str, *, provider: str, threads: int | None, native: bool | None
+) -> tuple[Any, str, NativeStatus]:
+    """(a session of ONNX Runtime on one model of an artifact, the provider that runs it, what became of the kernels).
+
+    Args, Raises: as `OnnxSession.open`.
+    """
+    runtime = onnxruntime_module()
+    options = runtime.SessionOptions()
+    # Its warnings are about optimisations that a replaceable buffer prevents, which is what it is for.
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+            raise InputError("The number of threads is no count.", given=repr(threads), expected="1 or more")
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    wanted = PROVIDERS.get(provider, provider)
+    _check_available(runtime, wanted)
+    used = _register_native(options, wanted, native)
+    session = _started(runtime, artifact, file, options, wanted)
+    obtained = session.get_providers()[0]
+    if obtained != wanted:
+        raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
+    return session, obtained, used
+
+
+def onnxruntime_module() -> Any:
+    """The package.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_package("onnxruntime", extra="onnxruntime", feature="Running an exported model") from error
+    return onnxruntime
+
+
+def _check_available(runtime: Any, wanted: str) -> None:
+    if wanted not in runtime.get_available_providers():
+        raise _not_obtained(wanted, f"this build of ONNX Runtime has {', '.join(runtime.get_available_providers())}")
+
+
+def _not_obtained(wanted: str, found: str) -> ProviderError:
+    gpu = wanted in (PROVIDERS["cuda"], PROVIDERS["tensorrt"])
+    return ProviderError(
+        f"The provider {wanted} is not what would run the model.",
+        given=found,
+        expected=wanted,
+        remedy="pip uninstall onnxruntime && pip install 'gatefx[onnxruntime-gpu]' on a machine with the GPU's driver "
+        "and libraries, or ask for provider='cpu'."
+        if gpu
+        else f"Ask for one of {', '.join(PROVIDERS)}, or a provider that this build has.",
+    )
+
+
+def _register_native(options: Any, wanted: str, native: bool | None) -> NativeStatus:
+    """Give the session the native kernels, if they are wanted and there."""
+    status = _native_for(wanted) if native in (None, True) else NativeStatus(False, "native=False")
+    if status.active:
+        try:
+            options.register_custom_ops_library(str(status.library))
+        except Exception as error:  # noqa: BLE001  # ONNX Runtime's errors have no common base but Exception
+            status = NativeStatus(False, f"ONNX Runtime does not take {status.library}: {error}", status.library)
+    if native is True and not status.active:
+        raise ProviderError(
+            "The native kernels that were asked for cannot be used.",
+            given=status.reason,
+            expected="the library for ONNX Runtime, and provider='cpu'",
+            remedy="Run `gatefx build-native`, or pass native=None to run the operators by their ONNX bodies.",
+        )
+    return status
+
+
+def _native_for(wanted: str) -> NativeStatus:
+    if wanted != PROVIDERS["cpu"]:
+        return NativeStatus(False, f"they run on the CPU, and the provider is {wanted}")
+    return native_status("onnxruntime")
+
+
+def _started(runtime: Any, artifact: Artifact, file: str, options: Any, wanted: str) -> Any:
+    # Accelerators leave shape arithmetic to the CPU, so it stands behind them; that is no fallback of the model.
+    providers = list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
+    try:
+        session = runtime.InferenceSession(str(artifact.file(file)), options, providers=providers)
+    except ArtifactError:
+        raise
+    except Exception as error:
+        # ONNX Runtime's errors have no common base but Exception.
+        raise ArtifactError(
+            f"ONNX Runtime {runtime.__version__} does not load {file} of {artifact.path}.",
+            given=str(error),
+            expected="a model that this version and provider support",
+            remedy="Compare the versions in gatefx.json with the installed ones.",
+        ) from error
+    session.disable_fallback()
+    return session
