@@ -150,6 +150,16 @@ class DeployedModel(RecoveringProgram):
         same = self._budgets == self.calibrated_budgets
         self.sites = self._calibrated_sites if same else sites_at(self._calibrated_sites, self._budgets)
 
+    def for_transformers(self) -> Any:
+        """A module with transformers' `generate`, over this model's parameters: beams, processors, streamers.
+
+        Raises:
+            InputError: the model cannot generate; MissingDependencyError: transformers is not installed.
+        """
+        from .decode.hf_generation import TransformersDecoder
+
+        return TransformersDecoder(self)
+
     def changeable(self) -> tuple[str, ...]:
         """The methods whose budget may change at run time: what they decide is still read in the compacted graph."""
         buffers = dict(self.graph_module.named_buffers())
