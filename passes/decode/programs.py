@@ -2,7 +2,8 @@
 
     hardened ─▶ ExposeCache ──────────────────────────▶ reference       masked: dropped rows stay, unseen
                      └─▶ compact(every method) ───────▶ prefill         dropped rows leave the cache
-    hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ ReadCache ─▶ decode   every token that is generated stays
+    hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ ReadCache ─▶ ShareHeads ─▶ decode
+                                                                        every token that is generated stays
 
 and ranks that routers chose are answered by the prefills and held by the decode (`ranks.py`).
 
@@ -27,6 +28,7 @@ from ..methods.method import DeployOptions, Method
 from .append import ReadCache
 from .prefill import ExposeCache
 from .ranks import AnswerRanks, HoldRanks
+from .shared_heads import ShareHeads
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,6 @@ def decoder_programs(
     for name, method in methods.items():
         prefill = method.compact(prefill, decisions[name], options)
         opened = method.compact(opened, decisions[name], options)
-    decode = opened.then(ReadCache(layout), HoldRanks())
+    decode = opened.then(ReadCache(layout), ShareHeads(), HoldRanks())
     prefills = [chain.then(AnswerRanks()).graph.eval() for chain in (prefill, masked)]
     return DecoderPrograms(prefills[0], decode.graph.eval(), prefills[1], layout)

@@ -98,9 +98,9 @@ def _is_whole_slice(node: fx.Node) -> bool:
 
 
 def _is_rows(states: fx.Node, visible: fx.Node) -> bool:
-    batch, _, tokens, _ = _sizes(visible)
+    batch, _, _, rows = _sizes(visible)
     sizes = _sizes(states)
-    return len(sizes) == _RANK and sizes[0] == batch and sizes[2] == tokens
+    return len(sizes) == _RANK and sizes[0] == batch and sizes[2] == rows
 
 
 def _sizes(node: fx.Node) -> tuple[object, ...]:
