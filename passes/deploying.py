@@ -50,7 +50,7 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
         methods={name: method.config for name, method in model.methods.items()},
         decisions=decisions,
         sites=sites,
-        programs=decoder_programs(hardened, model.methods, decisions, options),
+        programs=decoder_programs(hardened, model.methods, decisions, options, beside=compacted.graph),
         loss=model.loss,
         model_config=model.config,
         report=model.report.extended(

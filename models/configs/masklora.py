@@ -26,7 +26,8 @@ class MaskLoRA(AdapterConfig):
         keep: {after layer: share of the original tokens kept}, e.g. {1: 0.8, 2: 0.5}; None is one cut after a quarter
             of the layers, which keeps the budget.
         floor: ρ_min: no cut keeps less than this share.
-        sinks: how many first tokens of a decoder's prompt are always kept; attention rests on them.
+        sinks, recent: how many first and last tokens of a decoder's prompt are always kept: attention rests on the
+            first whatever they say, and what comes next hangs on the last, of which one always stays.
 
     Scores:
         scores: where deployed scores come from: "predicted" at the cut from the state there, "path" from the LoRA paths
@@ -58,6 +59,7 @@ class MaskLoRA(AdapterConfig):
     keep: tuple[tuple[int, float], ...] | None = None
     floor: float = 0.1
     sinks: int = 1
+    recent: int = 1
     scores: Scores = "predicted"
     influence: Influence = "hidden"
     heads: Aggregate = "mean"
@@ -84,6 +86,7 @@ class MaskLoRA(AdapterConfig):
             self.check_choice(field, allowed)
         self.check_number("predictor_width", least=1, whole=True)
         self.check_number("sinks", least=0, whole=True)
+        self.check_number("recent", least=1, whole=True)
         for field in ("sparsity", "consistency", "concentration", "penalty", "penalty_rate"):
             self.check_number(field, least=0)
         for field in ("floor", "momentum"):

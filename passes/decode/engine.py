@@ -19,10 +19,10 @@ def engine_of(model: DeployedModel, *, masked: bool = False) -> TorchEngine:
         InputError: the model is no decoder that can generate.
     """
     programs = required_programs(model)
+    prefill = programs.reference if masked else programs.prefill
     return TorchEngine(
-        programs.reference if masked else programs.prefill,
-        programs.decode,
-        signature_of(programs.decode).input_names,
+        (prefill, signature_of(prefill).input_names),
+        (programs.decode, signature_of(programs.decode).input_names),
         facts=facts_of(model),
         name=f"{model.signature.architecture} {id(model):x}",
         resolved=lambda budget: model.budget if budget is None else model.resolved_budget(budget),  # type: ignore[arg-type]

@@ -5,9 +5,8 @@
     hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ ReadCache ─▶ ShareHeads ─▶ decode
                                                                         every token that is generated stays
 
-and ranks that routers chose are answered by the prefills and held by the decode (`ranks.py`).
-
-Both prefills feed the one decode.
+Both prefills feed the one decode. Weights that compaction merged are held once: equal ones are shared. Ranks that
+routers chose are answered by the prefills and held by the decode (`ranks.py`).
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from ..chain import Chain
 from ..decision import Decision
 from ..find.adapters import Miss
 from ..find.cache_rows import find_cache_rows
+from ..graph.edit import share_parameters
 from ..harden.open_choices import OpenTokenChoices
 from ..methods.method import DeployOptions, Method
 from .append import ReadCache
@@ -47,9 +47,18 @@ class DecoderPrograms:
 
 
 def decoder_programs(
-    hardened: Chain, methods: Mapping[str, Method[Any]], decisions: Mapping[str, Decision], options: DeployOptions
+    hardened: Chain,
+    methods: Mapping[str, Method[Any]],
+    decisions: Mapping[str, Decision],
+    options: DeployOptions,
+    *,
+    beside: fx.GraphModule,
 ) -> DecoderPrograms | None:
-    """The programs of a hardened graph; None where it cannot generate."""
+    """The programs of a hardened graph; None where it cannot generate.
+
+    Args:
+        beside: the compacted graph over whole texts, whose tensors the programs share.
+    """
     if isinstance(find_cache_rows(hardened.graph), Miss):
         return None
     masked = hardened.then(ExposeCache())
@@ -60,4 +69,6 @@ def decoder_programs(
         opened = method.compact(opened, decisions[name], options)
     decode = opened.then(ReadCache(layout), ShareHeads(), HoldRanks())
     prefills = [chain.then(AnswerRanks()).graph.eval() for chain in (prefill, masked)]
+    for graph in (prefills[0], decode.graph):
+        share_parameters(beside, graph)
     return DecoderPrograms(prefills[0], decode.graph.eval(), prefills[1], layout)

@@ -6,7 +6,8 @@
     FeedTokenGates     token_gate_ℓ(h, mask)  →  token_gate_ℓ(h, mask, protected, path, real)
 
 `protected` marks the question of extractive question answering (token type 0), and in a decoder the ends of the text:
-the first `sinks` tokens, on which attention rests whatever they say, and the last, whose logits a prompt is read for.
+the first `sinks` tokens, on which attention rests whatever they say, and the last `recent` ones, at least that whose
+logits a prompt is read for.
 `path` = token_path_ℓ(mask, s_1 … s_ℓ) is the score of the layers before the cut where scores come from there, `real`
 the attention mask at later cuts, whose `mask` no longer has the tokens that are gone.
 
@@ -120,7 +121,8 @@ class FeedTokenGates(Pass):
         with graph.inserting_before(gate):
             last = add(aten.amax.default, add(aten.mul.Tensor, positions, mask), [1], True)
             first = add(aten.lt.Scalar, positions, self.config.sinks)
-            return add(aten.logical_or.default, first, add(aten.eq.Tensor, positions, last))
+            near = add(aten.ge.Scalar, add(aten.sub.Tensor, positions, last), 1 - self.config.recent)
+            return add(aten.logical_or.default, first, near)
 
     def _path(
         self,

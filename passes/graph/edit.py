@@ -82,6 +82,15 @@ def own_tensor(graph_module: fx.GraphModule, name: str, value: torch.Tensor) -> 
         owner.register_buffer(leaf, value)
 
 
+def share_parameters(source: fx.GraphModule, target: fx.GraphModule) -> None:
+    """Let `target` read the very parameters of `source` where it owns equal ones of the same names."""
+    known = dict(source.named_parameters(remove_duplicate=False))
+    for name, parameter in list(target.named_parameters(remove_duplicate=False)):
+        other = known.get(name)
+        if other is not None and other is not parameter and torch.equal(other, parameter):
+            own_tensor(target, name, other)
+
+
 def own_module(graph_module: fx.GraphModule, name: str, module: nn.Module) -> None:
     """Register `module` under the dotted `name`."""
     owner_name, _, leaf = name.rpartition(".")

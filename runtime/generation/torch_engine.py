@@ -17,25 +17,24 @@ class TorchEngine:
     """Prefill and decode as torch modules that take tensors by position and answer by name.
 
     Args:
-        prefill, decode: the modules; inputs: names of decode's inputs, in order.
+        prefill, decode: the modules, each with the names of its inputs, in order.
         facts: what limits the decoder; name: which model it is.
         resolved: a call's budget in the method's unit; at: a context in which such a budget is in force.
     """
 
     def __init__(
         self,
-        prefill: nn.Module,
-        decode: nn.Module,
-        inputs: Sequence[str],
+        prefill: tuple[nn.Module, Sequence[str]],
+        decode: tuple[nn.Module, Sequence[str]],
         *,
         facts: DecoderFacts,
         name: str,
         resolved: Callable[[object], object],
         at: Callable[[object], Any],
     ) -> None:
-        self._prefill, self._decode, self._inputs = prefill, decode, tuple(inputs)
+        self._prefill, self._decode = prefill, decode
         self._facts, self._name, self._resolved, self._at = facts, name, resolved, at
-        self._device = next(decode.parameters()).device
+        self._device = next(decode[0].parameters()).device
 
     @property
     def facts(self) -> DecoderFacts:
@@ -56,7 +55,7 @@ class TorchEngine:
         """As `Engine.prefill`."""
         positions = places_after((-1,) * len(ids), mask)
         with self._at(budget):
-            answers = self._prefill(*(tensor.to(self._device) for tensor in (ids, mask, positions)))
+            answers = self._run(self._prefill, ids, mask, positions, {})
         given = {positions_name(0): positions.to(self._device), mask_name(0): mask.to(self._device)}
         return self._answer(answers, mask, last_places(positions, mask), budget, given)
 
@@ -64,12 +63,24 @@ class TorchEngine:
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """As `Engine.decode`."""
         positions = places_after(cache.last, mask)
-        new = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        given = {**{name: tensor.to(self._device) for name, tensor in new.items()}, **cache.entries}
         with self._at(cache.budget):
-            answers = self._decode(*(given[name] for name in self._inputs))
+            answers = self._run(self._decode, ids, mask, positions, cache.entries)
         held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
         return self._answer(answers, mask, last_places(positions, mask), cache.budget, held)
+
+    def _run(
+        self,
+        program: tuple[nn.Module, Sequence[str]],
+        ids: Tensor,
+        mask: Tensor,
+        positions: Tensor,
+        cache: Mapping[str, Tensor],
+    ) -> Mapping[str, Tensor]:
+        module, names = program
+        new = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        given = {**{name: tensor.to(self._device) for name, tensor in new.items()}, **cache}
+        answers: Mapping[str, Tensor] = module(*(given[name] for name in names))
+        return answers
 
     def _answer(
         self,

@@ -9,7 +9,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 
-from gatefx.models.tiny import DECODERS
+from gatefx.deploy import optimize
+from gatefx.models.configs.masklora import MaskLoRA
+from gatefx.models.tiny import DECODERS, tiny_inputs
 from gatefx.passes.decode.engine import engine_of
 from gatefx.runtime.generation.loop import Generation, start_generation
 from gatefx.runtime.generation.sampling import Sampling
@@ -95,6 +97,18 @@ def test_scores_of_the_path_choose_too(family: str, pruned_decoder: Any, ragged_
         assert torch.equal(short.tokens, dense.tokens)
         torch.testing.assert_close(short.logits, dense.logits, atol=1e-6, rtol=0)
         assert short.prefill.rows[1] < short.prefill.rows[0] == 20
+
+
+def test_more_ends_can_be_kept(adapted_decoder: Any, ragged_prompts: Any) -> None:
+    data = [tiny_inputs("llama", batch=4, tokens=24)]
+    method = MaskLoRA(keep={1: 0.5}, sinks=3, recent=4, floor=0.0)
+    model = optimize(adapted_decoder("llama"), method, data=data, distill_steps=3, progress=False)
+    model.budget = 0.01
+    ids, mask = ragged_prompts(4, 22, "left")
+    entries = generation(model, ids, mask, masked=False, steps=1).cache.entries
+    for row, length in enumerate(mask.sum(1).tolist()):
+        places = entries["past_positions.1"][row][entries["past_mask.1"][row] > 0].tolist()
+        assert places == sorted({*range(min(3, length)), *range(max(0, length - 4), length)})
 
 
 def test_the_first_and_the_last_token_are_always_kept(pruned_decoder: Any, ragged_prompts: Any) -> None:

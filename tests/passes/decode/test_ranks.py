@@ -97,3 +97,26 @@ def test_every_method_generates_what_its_masked_graph_does(
     torch.testing.assert_close(short.logits, dense.logits, atol=1e-4, rtol=0)
     if "masklora" in str(method):
         assert short.prefill.rows[-1] < short.prefill.rows[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "budget"), [(gatefx.methods.GateRA(update="lora"), 0.5), ("weightlora", 4), ("ccm", 2)]
+)
+def test_what_compaction_merged_is_held_once(method: Any, budget: Any, adapted_decoder: Any) -> None:
+    data = [tiny_inputs("llama", batch=4, tokens=12)]
+    model = gatefx.optimize(adapted_decoder("llama"), method, budget, data=data, distill_steps=3, progress=False)
+    whole = {id(p) for p in model.graph_module.parameters()}
+    for graph in (model.programs.prefill, model.programs.decode):
+        assert {id(p) for p in graph.parameters()} <= whole
+
+
+def test_inputs_are_found_by_name_in_whatever_order_they_were_captured(adapted_decoder: Any) -> None:
+    batch = tiny_inputs("llama", batch=4, tokens=12)
+    positions = torch.arange(12).expand(4, 12)
+    other = {"attention_mask": batch["attention_mask"], "position_ids": positions, "input_ids": batch["input_ids"]}
+    models = [
+        gatefx.optimize(adapted_decoder("llama"), "weightlora", 4, data=[given], progress=False)
+        for given in (batch, other)
+    ]
+    first, second = (gatefx.generate(model, [[5, 6, 7]], max_new_tokens=5, stop=()).tokens for model in models)
+    assert torch.equal(first, second)
