@@ -71,6 +71,19 @@ def test_going_on_from_a_cache_is_one_longer_prompt_where_every_token_stays(mode
     assert torch.equal(went_on.tokens, gatefx.generate(model, whole, max_new_tokens=4, stop=(), budget=1.0).tokens)
 
 
+def test_rows_that_stopped_go_on_behind_their_stop_token(model: Any) -> None:
+    """Padding behind a stop token is read by nobody, and takes no position."""
+    prompts, further = [[5, 6, 7, 8], [9, 10]], [[11, 12], [13, 14]]
+    free = gatefx.generate(model, prompts, max_new_tokens=6, stop=(), budget=1.0).tokens.tolist()
+    stop = next(token for token in free[0] if token not in free[1])
+    start = gatefx.generate(model, prompts, max_new_tokens=6, stop=stop, budget=1.0)
+    ends = start.lengths.tolist()
+    assert ends[0] < ends[1] == 6
+    went_on = gatefx.generate(model, further, max_new_tokens=4, stop=(), budget=1.0, cache=start.cache)
+    whole = [a + b[:end] + c for a, b, end, c in zip(prompts, free, ends, further, strict=True)]
+    assert torch.equal(went_on.tokens, gatefx.generate(model, whole, max_new_tokens=4, stop=(), budget=1.0).tokens)
+
+
 def test_caches_of_another_budget_model_or_batch_are_refused(model: Any, pruned_decoder: Any) -> None:
     cache = gatefx.generate(model, [[5, 6, 7]], max_new_tokens=1).cache
     with pytest.raises(InputError, match="another budget"):

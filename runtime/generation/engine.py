@@ -57,9 +57,9 @@ def places_after(last: tuple[int, ...], mask: Tensor) -> Tensor:
     return (before + mask.cumsum(-1)).clamp_min(0)
 
 
-def last_places(positions: Tensor, mask: Tensor) -> tuple[int, ...]:
-    """Each row's largest position of a real token."""
-    return tuple(int(place) for place in (positions * mask).amax(-1))
+def last_places(positions: Tensor) -> tuple[int, ...]:
+    """Each row's position of its last real token so far: padding stands at a neighbour's."""
+    return tuple(int(place) for place in positions.amax(-1))
 
 
 def last_tokens(logits: Tensor, mask: Tensor) -> Tensor:

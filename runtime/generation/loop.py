@@ -48,7 +48,7 @@ class Generation(Iterator[Tensor]):
         self._generator = sampling.generator()
         self._steps: list[Tensor] = []
         self._stopped = torch.zeros(self._logits.shape[0], dtype=torch.bool)
-        self._pending: Tensor | None = None
+        self._pending: tuple[Tensor, Tensor] | None = None  # tokens that were not read yet, and which of them are real
         self.prefill = PhaseRecord(0, 0, 0.0, (), 0)
         self.decode = PhaseRecord(0, 0, 0.0, self._cache.rows, self._cache.bytes)
 
@@ -61,9 +61,9 @@ class Generation(Iterator[Tensor]):
         self._read_pending()
         chosen = choose(self._logits, self._sampling, self._generator)
         chosen = chosen.masked_fill(self._stopped, self._engine.facts.pad)
-        self._stopped |= torch.isin(chosen, self._stop) & ~self._stopped
+        self._pending = (chosen.unsqueeze(1), (~self._stopped).long().unsqueeze(1))
+        self._stopped = self._stopped | torch.isin(chosen, self._stop)
         self._steps.append(chosen)
-        self._pending = chosen
         return chosen
 
     @property
@@ -96,11 +96,11 @@ class Generation(Iterator[Tensor]):
         """Let the engine read the last step's tokens."""
         if self._pending is None:
             return
-        ids, self._pending = self._pending.unsqueeze(1), None
+        (ids, mask), self._pending = self._pending, None
         started = time.perf_counter()
-        self._logits, self._cache = self._engine.decode(ids, torch.ones_like(ids), self._cache)
+        self._logits, self._cache = self._engine.decode(ids, mask, self._cache)
         seconds = self.decode.seconds + time.perf_counter() - started
-        tokens, calls = self.decode.tokens + ids.numel(), self.decode.calls + 1
+        tokens, calls = self.decode.tokens + int(mask.sum()), self.decode.calls + 1
         self.decode = PhaseRecord(tokens, calls, seconds, self._cache.rows, self._cache.bytes)
 
 

@@ -57,7 +57,7 @@ class TorchEngine:
         with self._at(budget):
             answers = self._run(self._prefill, ids, mask, positions, {})
         given = {positions_name(0): positions.to(self._device), mask_name(0): mask.to(self._device)}
-        return self._answer(answers, mask, last_places(positions, mask), budget, given)
+        return self._answer(answers, mask, last_places(positions), budget, given)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
@@ -66,7 +66,7 @@ class TorchEngine:
         with self._at(cache.budget):
             answers = self._run(self._decode, ids, mask, positions, cache.entries)
         held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
-        return self._answer(answers, mask, last_places(positions, mask), cache.budget, held)
+        return self._answer(answers, mask, last_places(positions), cache.budget, held)
 
     def _run(
         self,

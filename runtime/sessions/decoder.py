@@ -77,14 +77,14 @@ class OnnxDecoder(OnnxSession):
         positions = places_after((-1,) * len(ids), mask)
         answers = self._bound(self._session, _new(ids, mask, positions), {}, budget)
         given = {positions_name(0): self._value(positions), mask_name(0): self._value(mask)}
-        return self._answer(answers, mask, last_places(positions, mask), budget, given)
+        return self._answer(answers, mask, last_places(positions), budget, given)
 
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """As `Engine.decode`."""
         positions = places_after(cache.last, mask)
         answers = self._bound(self._decode, _new(ids, mask, positions), cache.entries, cache.budget)
         held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
-        return self._answer(answers, mask, last_places(positions, mask), cache.budget, held)
+        return self._answer(answers, mask, last_places(positions), cache.budget, held)
 
     def _merged(self, chosen: Mapping[str, float]) -> Any:
         exported = self.manifest["budget"]

@@ -67,7 +67,8 @@ def test_places_count_real_tokens_behind_what_was_read() -> None:
     assert places_after((-1, -1), mask).tolist() == [[0, 0, 1], [0, 1, 1]]
     places = places_after((4, 9), mask)
     assert places.tolist() == [[4, 5, 6], [10, 11, 11]]
-    assert last_places(places, mask) == (6, 11)
+    assert last_places(places_after((4, 9), torch.tensor([[0], [1]]))) == (4, 10), "a row that reads nothing stays"
+    assert last_places(places) == (6, 11)
 
 
 def test_the_last_real_tokens_logits() -> None:
