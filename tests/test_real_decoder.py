@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc_data.topics
+from pathlib import Path
 from typing import Any
 
 import peft
@@ -57,6 +58,22 @@ def test_keeping_every_token_is_token_identical(smollm2: Any, batch: int) -> Non
     )[:, ids.shape[1] :]
     found = gatefx.generate(deployed, rows, max_new_tokens=_NEW, stop=(), budget=1.0).tokens
     assert torch.equal(found, wanted)
+
+
+def test_onnx_runtime_says_what_torch_says(smollm2: Any, tmp_path: Path) -> None:
+    tuned, deployed, text = smollm2
+    session = gatefx.load(gatefx.export(deployed, tmp_path / "smollm2", generate=True), threads=1)
+    rows = [text[100 * row : 100 * row + length].tolist() for row, length in enumerate(_LENGTHS)]
+    ids, mask = padded(rows)
+    wanted = tuned.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=_NEW, do_sample=False, eos_token_id=None, pad_token_id=2
+    )[:, ids.shape[1] :]
+    assert torch.equal(gatefx.generate(session, rows, max_new_tokens=_NEW, stop=(), budget=1.0).tokens, wanted)
+    ours, theirs = (
+        gatefx.generate(engine, rows, max_new_tokens=20, stop=(), budget=0.5) for engine in (deployed, session)
+    )
+    assert torch.equal(ours.tokens, theirs.tokens)
+    assert (ours.decode.rows, ours.decode.bytes) == (theirs.decode.rows, theirs.decode.bytes)
 
 
 def test_a_short_cache_is_the_masked_one(smollm2: Any) -> None:
