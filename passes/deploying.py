@@ -44,18 +44,19 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
     sites = _sites(model, frozen.graph, compacted.graph, decisions)
     if options.fold:
         _refuse_unmerged(sites)
+    programs, without = decoder_programs(hardened, model.methods, decisions, options, beside=compacted.graph)
     return DeployedModel(
         compacted.graph,
         hardened.graph,
         methods={name: method.config for name, method in model.methods.items()},
         decisions=decisions,
         sites=sites,
-        programs=decoder_programs(hardened, model.methods, decisions, options, beside=compacted.graph),
+        programs=programs,
         loss=model.loss,
         model_config=model.config,
         report=model.report.extended(
             *compacted.reports,
-            notes=tuple(note for decision in decisions.values() for note in decision.notes),
+            notes=(*(note for decision in decisions.values() for note in decision.notes), *without),
             facts={name: dict(decision.facts) for name, decision in decisions.items() if decision.facts},
         ),
     )

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import gatefx
-from gatefx.errors import GatefxError, InputError
-from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.errors import GatefxError, InputError, PassError
+from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 
 
 @pytest.fixture
@@ -145,3 +145,39 @@ def test_the_model_that_was_given_generates_as_before(adapted_decoder: Any, prun
     gatefx.generate(deployed, [[5, 6, 7]], max_new_tokens=3)
     after = untouched.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_a_decoder_that_no_programs_are_made_of_still_deploys_and_says_why(
+    adapted_decoder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PassError("conv_1 stands between a cache and its attention.")
+
+    monkeypatch.setattr("gatefx.passes.decode.programs._made", refuse)
+    batch = tiny_inputs("llama", batch=2, tokens=6)
+    deployed = gatefx.optimize(adapted_decoder("llama"), "weightlora", 4, data=[batch], progress=False)
+    assert deployed(**batch).logits.shape == (2, 6, 100)
+    with pytest.raises(InputError, match="conv_1 stands between"):
+        gatefx.generate(deployed, [[5]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3_text", "phi3", "starcoder2", "cohere", "olmo2", "stablelm", "granite"])
+def test_further_families_generate_what_they_answer_over_the_whole_text(family: str, ragged_prompts: Any) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    sizes = {**tiny_decoder("llama").config.to_diff_dict(), "sliding_window": 6}
+    for name in ("model_type", "architectures", "transformers_version", "dtype", "rope_parameters"):
+        sizes.pop(name, None)
+    torch.manual_seed(0)
+    plain = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
+    model = get_peft_model(plain, LoraConfig(r=4, target_modules="all-linear"))
+    data = [tiny_inputs("llama", batch=4, tokens=24)]
+    deployed = gatefx.optimize(model, "weightlora", 3, data=data, progress=False)
+    ids, mask = ragged_prompts(3, 18, "left")
+    found = gatefx.generate(deployed, ids, mask, max_new_tokens=8, stop=()).tokens
+    for _ in range(8):
+        following = deployed(input_ids=ids, attention_mask=mask).logits[:, -1].argmax(-1, keepdim=True)
+        ids, mask = torch.cat([ids, following], 1), torch.cat([mask, torch.ones_like(following)], 1)
+    assert torch.equal(found, ids[:, 18:])

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import fx
 
+from ...errors import PassError, SiteError
 from ...runtime.cache_names import CacheLayout
 from ..chain import Chain
 from ..decision import Decision
@@ -53,14 +54,27 @@ def decoder_programs(
     options: DeployOptions,
     *,
     beside: fx.GraphModule,
-) -> DecoderPrograms | None:
-    """The programs of a hardened graph; None where it cannot generate.
+) -> tuple[DecoderPrograms | None, tuple[str, ...]]:
+    """The programs of a hardened graph; or None, with a note why where the graph is a decoder's.
 
     Args:
         beside: the compacted graph over whole texts, whose tensors the programs share.
     """
     if isinstance(find_cache_rows(hardened.graph), Miss):
-        return None
+        return None, ()
+    try:
+        return _made(hardened, methods, decisions, options, beside), ()
+    except (PassError, SiteError) as error:  # answering whole texts needs none of this
+        return None, (f"the model cannot generate here: {error.problem}",)
+
+
+def _made(
+    hardened: Chain,
+    methods: Mapping[str, Method[Any]],
+    decisions: Mapping[str, Decision],
+    options: DeployOptions,
+    beside: fx.GraphModule,
+) -> DecoderPrograms:
     masked = hardened.then(ExposeCache())
     layout: CacheLayout = masked.graph.meta["cache"]
     prefill, opened = masked, hardened.then(OpenTokenChoices())

@@ -52,9 +52,15 @@ def decoder_arguments(model: nn.Module, example: Mapping[str, Tensor]) -> tuple[
     if not is_decoder(model) or not needed <= set(example) <= {*needed, POSITIONS}:
         return as_they_are, None
     config = getattr(base_model(model), "config", None)
-    arguments = _Explicit(windows_of(config), additive=getattr(config, "_attn_implementation", "") == "eager")
-    problem = _disagreement(model, arguments, dict(example))
-    return (arguments, None) if problem is None else (as_they_are, f"the model cannot generate here: {problem}")
+    additive = getattr(config, "_attn_implementation", "") == "eager"
+    problem = None
+    for windows in (windows_of(config), {_FULL: 0}):  # some configs name a window that their models do not look at
+        arguments = _Explicit(windows, additive=additive)
+        found = _disagreement(model, arguments, dict(example))
+        if found is None:
+            return arguments, None
+        problem = problem or found
+    return as_they_are, f"the model cannot generate here: {problem}"
 
 
 def is_decoder(model: nn.Module) -> bool:
