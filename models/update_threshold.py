@@ -134,5 +134,6 @@ def takes(size: Tensor, whole: Tensor, tau: Tensor, level: Tensor) -> Tensor:
 
 
 def _ratio(size: Tensor, whole: Tensor) -> Tensor:
-    """r, finite also where the layer answers zero."""
-    return size / whole.clamp_min(torch.finfo(whole.dtype).tiny)
+    """r, finite also where the layer answers zero, however large the update is."""
+    numbers = torch.finfo(whole.dtype)
+    return (size / whole.clamp_min(numbers.tiny)).clamp_max(numbers.max)

@@ -80,9 +80,10 @@ class _Walk:
         for node in self.graph_module.graph.nodes:
             carriers = [source for source in node.all_input_nodes if source in self.flow.axes]
             if node.op == "output":
-                flat = [source for source in carriers if 0 in self.flow.axes[source]]
                 self.flow.misses.extend(
-                    Miss(_place(source), "it merges the token axis with another") for source in flat
+                    Miss(_place(source), "it merges the token axis with another")
+                    for source in carriers
+                    if self._is_flat(source)
                 )
             if not carriers or node.op == "output" or node.target in _SHAPES:
                 continue
@@ -93,6 +94,10 @@ class _Walk:
                 self.flow.axes[node] = answer
                 self._keep_zeros(node)
         return self.flow
+
+    def _is_flat(self, value: fx.Node) -> bool:
+        """Whether the first axis holds the tokens of all examples, (B·T, …)."""
+        return 0 in self.flow.axes[value] and size_key(shape_of(value)[0]) != size_key(shape_of(self.flow.state)[1])
 
     def _visit(self, node: fx.Node, carriers: list[fx.Node]) -> Axes | str:
         attention = self.attention.get(node)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import fx, nn
 
@@ -102,6 +102,7 @@ def test_zero_is_the_plain_adapter_and_infinity_the_base_bit_for_bit(family: str
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 9), st.floats(0, 3), st.floats(0, 3), st.integers(0, 9999))
+@example(1, 1, 0.0, 0.0, 492)  # an update whose size over the smallest number is beyond all numbers
 def test_a_higher_threshold_never_updates_a_token_more(
     batch: int, tokens: int, first: float, second: float, seed: int
 ) -> None:
