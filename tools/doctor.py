@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import platform
 from dataclasses import asdict, dataclass
-from importlib import metadata
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from .. import __version__
-from ..runtime.native.library import NativeStatus, native_status
+from ..runtime.capabilities import Capability, capabilities, onnxruntime_providers
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,8 @@ def examine() -> list[Finding]:
     return [
         Finding("gatefx", True, f"{__version__} on Python {platform.python_version()}, {platform.machine()}"),
         _torch(),
-        _native("native kernels for torch", native_status("torch")),
         _onnxruntime(),
-        _native("native kernels for ONNX Runtime", native_status("onnxruntime")),
+        *map(_finding, capabilities()),
     ]
 
 
@@ -58,27 +56,13 @@ def _torch() -> Finding:
 
 
 def _onnxruntime() -> Finding:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        return Finding("ONNX Runtime", False, f"{error}; pip install 'gatefx[onnxruntime]'")
-    clash = _installed("onnxruntime") and _installed("onnxruntime-gpu")
-    detail = f"{onnxruntime.__version__}, providers of this build: {', '.join(onnxruntime.get_available_providers())}"
-    if clash:
-        return Finding("ONNX Runtime", False, "onnxruntime and onnxruntime-gpu are both installed: keep one")
-    return Finding("ONNX Runtime", True, detail)
+    providers, reason = onnxruntime_providers()
+    if reason:
+        return Finding("ONNX Runtime", False, reason)
+    import onnxruntime
+
+    return Finding("ONNX Runtime", True, f"{onnxruntime.__version__}, providers of this build: {', '.join(providers)}")
 
 
-def _native(name: str, status: NativeStatus) -> Finding:
-    if not status.active:
-        return Finding(name, False, status.reason)
-    others = ", ".join(isa for isa in status.isas if isa != status.isa)
-    return Finding(name, True, f"{status.isa} (also there: {others or 'nothing else'}), {status.library}")
-
-
-def _installed(package: str) -> bool:
-    try:
-        metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return False
-    return True
+def _finding(row: Capability) -> Finding:
+    return Finding(row.name, row.available, row.found if row.available else row.reason)
