@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .models.configs.ccm import CCM
     from .passes.methods.hf_trainer import GateCallback
     from .preparing import prepare
+    from .runtime.capabilities import capabilities
     from .saving import from_pretrained
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ _HOMES = {
     "CCM": "models.configs.ccm",
     "GateCallback": "passes.methods.hf_trainer",
     "GatefxError": "errors",
+    "capabilities": "runtime.capabilities",
     "export": "exporting",
     "from_pretrained": "saving",
     "generate": "generating",
@@ -43,6 +45,7 @@ __all__ = [
     "CCM",
     "GateCallback",
     "GatefxError",
+    "capabilities",
     "export",
     "from_pretrained",
     "generate",
