@@ -1,0 +1,75 @@
+"""torch.compile's backend by the name gatefx: Inductor's code answers like the model, once for every length."""
+
+from __future__ import annotations
+
+import importlib
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from torch._dynamo import config as dynamo_config
+from torch._dynamo.exc import BackendCompilerFailed
+from torch._dynamo.utils import counters
+
+import gatefx
+from gatefx.errors import GatefxError
+from gatefx.methods import CCM
+from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.runtime.capabilities import capabilities
+from gatefx.runtime.dynamo_backend import gatefx as backend
+
+LENGTHS = (7, 10, 13)
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def has_compiler() -> bool:
+    return next(row.available for row in capabilities() if row.name == "torch.compile")
+
+
+@pytest.mark.skipif(not has_compiler(), reason="Inductor needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, when it imports Inductor
+@pytest.mark.slow
+@torch.no_grad()
+def test_one_graph_answers_for_three_lengths() -> None:
+    # In float64, where the rounding of fused sums does not blur a wrong answer.
+    batches = [tiny_inputs("bert", 4, tokens, seed) for seed, tokens in enumerate(LENGTHS)]
+    gated = gatefx.prepare(tiny("bert").double(), CCM(rank=8), 4, example_inputs=batches[0])
+    for name, buffer in gated.named_buffers():
+        if name.endswith("updates"):
+            buffer.fill_(1)  # gates count as trained, so that none are fitted
+    for parameter in gated.parameters():
+        if parameter.requires_grad:
+            parameter.normal_(std=0.3)
+    model = gatefx.optimize(gated, budget=4, data=batches, progress=False)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(model, backend=backend, fullgraph=True, dynamic=True)
+    compiled(**batches[0])
+
+    with dynamo_config.patch(error_on_recompile=True):
+        for batch in batches:
+            torch.testing.assert_close(compiled(**batch)["logits"], model(**batch)["logits"])
+
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_unknown_options_are_refused() -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+    with pytest.raises(GatefxError, match=r"colour, speed[\s\S]*none are known"):
+        backend(graph, [torch.ones(2)], options={"speed": 1, "colour": "red"})
+
+
+def test_torch_compile_hands_the_refusal_on() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(torch.nn.ReLU(), backend=backend, options={"speed": 1})
+    with pytest.raises(BackendCompilerFailed, match="speed") as caught:
+        compiled(torch.ones(2))
+    assert isinstance(caught.value.inner_exception, GatefxError)
+
+
+def test_the_entry_point_names_this_function() -> None:
+    points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["torch_dynamo_backends"]
+    module, _, name = points["gatefx"].partition(":")
+    assert getattr(importlib.import_module(module), name) is backend
