@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeVar
 
+from torch import nn
+
 from ..errors import UntrainedGateError
 
 R_co = TypeVar("R_co", covariant=True)
+Gate = TypeVar("Gate", bound=nn.Module)
 
 
 class Recording(Protocol[R_co]):
@@ -28,3 +31,12 @@ def last_records(gates: Sequence[Recording[R_co]]) -> tuple[R_co, ...]:
     if not records or any(record is None for record in records):
         raise UntrainedGateError("The gates have decided nothing yet.", remedy="call the model on a batch first")
     return tuple(record for record in records if record is not None)
+
+
+def gates_among(module: nn.Module, kind: type[Gate]) -> tuple[Gate, ...]:
+    """The gates of one kind in a training graph, in the order in which they were put there.
+
+    Its modules are asked, not its nodes, which `torch.compile` cannot follow; in training both say the same, for what
+    takes a gate out of a graph takes its module out too.
+    """
+    return tuple(part for part in module.modules() if isinstance(part, kind))

@@ -26,6 +26,7 @@ from torch import Tensor, fx
 from ...config import Budget, resolve_budget
 from ...errors import BudgetError, PassError, UntrainedGateError
 from ...models.configs.ccm import CCM
+from ...models.gate_records import gates_among
 from ...models.gates import RankRouter
 from ...models.objectives import gate_loss
 from ..chain import Chain
@@ -40,7 +41,7 @@ from ..harden.distill import distill, student_and_teacher
 from ..harden.static_gates import open_every_gate
 from ..sites import DeployedSite
 from .ccm_deploy import RankDecision, compact_ranks, harden_ranks, keep_every_rank, rule_of
-from .ccm_schedule import GateSchedule, records_of, routers_of
+from .ccm_schedule import GateSchedule, routers_of
 from .method import Batches, DeployOptions, FitQuality, Method
 
 if TYPE_CHECKING:
@@ -89,8 +90,7 @@ class RankRouting(Method[CCM]):
 
     def loss(self, model: GatedModel, outputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         """Budget, entropy and smoothness terms on the last batch."""
-        records_of(model.graph_module)
-        return gate_loss(routers_of(model.graph_module))
+        return gate_loss(gates_among(model.graph_module, RankRouter))
 
     def schedule(
         self,

@@ -28,6 +28,8 @@ from torch import Tensor, fx
 from ...config import Budget, resolve_share
 from ...errors import MethodError, PassError
 from ...models.configs.gatera import GateRA
+from ...models.gate_records import gates_among
+from ...models.modulation import Modulation
 from ...models.modulation_objective import modulation_loss
 from ..chain import Chain
 from ..contract import Pass
@@ -117,7 +119,7 @@ class TokenModulation(Method[GateRA]):
 
     def loss(self, model: GatedModel, outputs: Mapping[str, Tensor]) -> Tensor:  # noqa: ARG002
         """Entropy and budget terms on the last batch."""
-        return modulation_loss(modulations_of(model.graph_module))
+        return modulation_loss(gates_among(model.graph_module, Modulation))
 
     def schedule(
         self,
