@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CaptureError, GatefxError, InputError, missing_package
+from ..simplify.fuse_updates import FuseUpdates
 from .onnx_names import name_axes, name_nodes
 from .shared_axes import state_shared_axes
 
@@ -112,7 +113,10 @@ def _check_request(module: nn.Module, example: Mapping[str, Tensor], opset: int)
 
 def _as_graph(module: nn.Module, example: Mapping[str, Tensor]) -> torch.fx.GraphModule:
     """A graph that shares its weights with `module` and states which axes of the inputs are the same."""
-    graph_module = module if isinstance(module, torch.fx.GraphModule) else _export(module, example).module(False)
+    if isinstance(module, torch.fx.GraphModule):
+        graph_module = FuseUpdates()(module).graph_module
+    else:
+        graph_module = _export(module, example).module(False)
     return state_shared_axes(graph_module, list(example.values()))
 
 
@@ -241,7 +245,7 @@ def _clean(model: onnx_ir.Model, opset: int) -> None:
     from onnx_ir.passes import common
     from onnxscript.optimizer import fold_constants
 
-    from ...runtime.ops.onnx_functions import function_protos
+    from ...runtime.ops.onnx_functions import DOMAIN, function_protos, names_used
 
     weights = set(model.graph.initializers.values())
     fold_constants(model, should_fold=lambda node: False if weights.intersection(node.inputs) else None)
@@ -249,9 +253,9 @@ def _clean(model: onnx_ir.Model, opset: int) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
-    used = {(node.domain, node.op_type) for node in model.graph}
+    used = names_used(node.op_type for node in model.graph if node.domain == DOMAIN)
     for proto in function_protos(opset).values():
-        if (proto.domain, proto.name) in used:
+        if proto.name in used:
             function = onnx_ir.from_proto(proto)
             model.functions[function.identifier()] = function
     common.RemoveUnusedOpsetsPass()(model)

@@ -6,10 +6,17 @@ of that name runs the kernel; every other one inlines the body, which is the ope
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from .linear_ops import gated_linear, token_gated_linear
 from .onnx_domain import DOMAIN, VERSION
+from .onnx_linear_functions import (
+    GatedLinear,
+    TokenGatedLinear,
+    translate_gated_linear,
+    translate_token_gated_linear,
+)
 from .onnx_rank_functions import GatedLora, translate_gated_lora
 from .onnx_token_functions import (
     GatherLastTokens,
@@ -36,7 +43,9 @@ from .visible_ops import visible_keys
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DOMAIN", "VERSION", "function_protos", "translations"]
+__all__ = ["DOMAIN", "VERSION", "function_protos", "names_used", "translations"]
+
+_ANY_OPSET = 18
 
 _FUNCTIONS = (
     GatedLora,
@@ -47,6 +56,8 @@ _FUNCTIONS = (
     ScatterTokens,
     TokenGatedLora,
     RoutedLinear,
+    GatedLinear,
+    TokenGatedLinear,
     VisibleKeys,
 )
 
@@ -60,8 +71,20 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         scatter_tokens._opoverload: translate_scatter_tokens,
         token_gated_lora._opoverload: translate_token_gated_lora,
         routed_linear._opoverload: translate_routed_linear,
+        gated_linear._opoverload: translate_gated_linear,
+        token_gated_linear._opoverload: translate_token_gated_linear,
         visible_keys._opoverload: translate_visible_keys,
     }
+
+
+def names_used(names: Iterable[str]) -> frozenset[str]:
+    """Operators that a model with nodes `names` needs the bodies of: these, and those that their bodies use."""
+    needed = {
+        name: [node.op_type for node in proto.node if node.domain == DOMAIN]
+        for name, proto in function_protos(_ANY_OPSET).items()
+    }
+    found = set(names) & needed.keys()
+    return frozenset(found.union(*(needed[name] for name in found)))
 
 
 def function_protos(opset: int) -> Mapping[str, onnx.FunctionProto]:

@@ -5,4 +5,6 @@
 #define GATEFX_DOWN_RANKS 3
 #define GATEFX_UP_TOKENS 4
 #define GATEFX_UP_COLUMNS 3
+#define GATEFX_LAYER_PANELS 1
+#define GATEFX_LAYER_SUMS 12
 #include "instantiate.h"

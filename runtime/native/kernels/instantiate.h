@@ -2,6 +2,7 @@
 //   GATEFX_ISA            name of the set, which is also its namespace
 //   GATEFX_VECTOR_BYTES   width of its vectors
 //   GATEFX_DOWN_TOKENS, GATEFX_DOWN_RANKS, GATEFX_UP_TOKENS, GATEFX_UP_COLUMNS   register tiles
+//   GATEFX_LAYER_PANELS, GATEFX_LAYER_SUMS   panels of a layer in one tile, and the vectors of sums that fit beside them
 #include <cstddef>
 #include <cstdint>
 
@@ -15,7 +16,9 @@
 #define GATEFX_UNROLL _Pragma("GCC unroll 16")
 #endif
 // Keeps a vector that several sums use from being read from memory once for each of them.
-#if defined(__x86_64__)
+#if defined(__AVX512F__)
+#define GATEFX_IN_REGISTER(value) asm("" : "+v"(value))
+#elif defined(__x86_64__)
 #define GATEFX_IN_REGISTER(value) asm("" : "+x"(value))
 #elif defined(__aarch64__)
 #define GATEFX_IN_REGISTER(value) asm("" : "+w"(value))
@@ -31,10 +34,11 @@ namespace GATEFX_ISA {
 #include "vector.h"
 #include "products.h"
 #include "updates.h"
+#include "layers.h"
 
 template <class Store>
 constexpr Kernels<Store> kernels() {
-  return {add_update<Store>, add_large_updates<Store>};
+  return {add_update<Store>, add_large_updates<Store>, project<Store>, run_layer<Store>, widen<Store>};
 }
 
 extern const Table table;

@@ -5,4 +5,6 @@
 #define GATEFX_DOWN_RANKS 6
 #define GATEFX_UP_TOKENS 6
 #define GATEFX_UP_COLUMNS 4
+#define GATEFX_LAYER_PANELS 1
+#define GATEFX_LAYER_SUMS 24
 #include "instantiate.h"

@@ -34,12 +34,40 @@ struct Gate {
   Real<Store> threshold;
 };
 
+// Columns of a panel: weights of a layer are kept as panels of that many outputs, (panel, d_in, kPanel), whatever the
+// instruction set; the last one is filled up with zeros.
+constexpr int64_t kPanel = 16;
+constexpr int64_t panels_of(int64_t d_out) { return (d_out + kPanel - 1) / kPanel; }
+
+// A frozen layer, y = W x + bias.
+template <class Store>
+struct Layer {
+  const Real<Store>* panels;  // (panels, d_in, kPanel)
+  const Real<Store>* bias;    // (panels * kPanel)
+  int64_t d_in, d_out;
+};
+
+// Tokens that lie anywhere, each with its d_in states, the place of its d_out answers, and its rank coefficients.
+template <class Store>
+struct Block {
+  const Real<Store>* const* x;  // (tokens)
+  Store* const* out;            // (tokens)
+  const Real<Store>* const* u;  // (tokens); read where there are directions
+  int64_t tokens;
+};
+
 template <class Store>
 struct Kernels {
   // out = base + scale * B A x for every token.
   void (*add_update)(const Rows<Store>&, const Directions<Store>&);
   // The same for the tokens that pass the gate; out = base, bit for bit, for the others.
   void (*add_large_updates)(const Rows<Store>&, const Directions<Store>&, const Gate<Store>&);
+  // u (tokens, rank) = scale * A x.
+  void (*project)(const Rows<Store>&, const Directions<Store>&, Real<Store>* u);
+  // out = W x + bias + B u in the panels from `first` to before `end`. Rows of B are readable up to a whole panel.
+  void (*run_layer)(const Layer<Store>&, const Block<Store>&, const Directions<Store>&, int64_t first, int64_t end);
+  // `count` elements in the arithmetic's type.
+  void (*widen)(const Store* from, Real<Store>* to, int64_t count);
 };
 
 struct Table {

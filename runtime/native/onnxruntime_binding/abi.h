@@ -20,7 +20,7 @@ struct Value;
 struct ShapeInfo;
 struct ShapeInferContext;
 
-enum class Element : int { kFloat = 1, kInt64 = 7, kFloat16 = 10, kDouble = 11, kBfloat16 = 16 };
+enum class Element : int { kFloat = 1, kInt64 = 7, kBool = 9, kFloat16 = 10, kDouble = 11, kBfloat16 = 16 };
 enum class Code : int { kFail = 1, kInvalidArgument = 2 };
 constexpr int kInputRequired = 0, kMemoryDefault = 0;
 

@@ -2,24 +2,18 @@
 #pragma once
 #include "../operators/lora.h"
 #include "operator.h"
+#include "prepared.h"
 
 namespace gatefx::ort {
 
-// A and B, prepared once where they are constants of the model.
 template <class Store>
 struct Factors {
-  Widened<Store> a;
-  Turned<Store> b;
-  bool constant_a = false, constant_b = false;
+  Constant<Widened<Store>> a;
+  Constant<Turned<Store>> b;
 
-  Status* create(const Api& api, const KernelInfo* info, size_t place_a, size_t place_b) {
-    Tensor lora_a, lora_b;
-    GATEFX_RETURN_IF_ERROR(read_constant(api, info, place_a, lora_a, constant_a));
-    GATEFX_RETURN_IF_ERROR(read_constant(api, info, place_b, lora_b, constant_b));
-    if ((constant_a && lora_a.axes != 2) || (constant_b && lora_b.axes != 2))
-      return api.error(Code::kInvalidArgument, "gatefx: A and B must be matrices");
-    if (constant_a) GATEFX_RETURN_IF_ERROR(status_of(api, prepare(a, lora_a)));
-    return constant_b ? status_of(api, prepare(b, lora_b)) : nullptr;
+  Status* create(const Api& api, const KernelInfo* info) {
+    GATEFX_RETURN_IF_ERROR(a.create(api, info, 2, 2));
+    return b.create(api, info, 3, 2);
   }
 };
 
@@ -38,31 +32,24 @@ struct Call {
     GATEFX_RETURN_IF_ERROR(read_input(api, context, 2, lora_a));
     GATEFX_RETURN_IF_ERROR(read_input(api, context, 3, lora_b));
     GATEFX_RETURN_IF_ERROR(status_of(api, check_adapter(io, lora_a, lora_b)));
-    if (!factors.constant_a) GATEFX_RETURN_IF_ERROR(status_of(api, prepare(own_a, lora_a)));
-    if (!factors.constant_b) GATEFX_RETURN_IF_ERROR(status_of(api, prepare(own_b, lora_b)));
-    a = factors.constant_a ? factors.a.data() : own_a.data();
-    b = factors.constant_b ? factors.b.data() : own_b.data();
+    const Widened<Store>* used_a = nullptr;
+    const Turned<Store>* used_b = nullptr;
+    GATEFX_RETURN_IF_ERROR(factors.a.get(api, lora_a, own_a, used_a));
+    GATEFX_RETURN_IF_ERROR(factors.b.get(api, lora_b, own_b, used_b));
+    a = used_a->data(), b = used_b->data();
     return make_output(api, context, 0, io.base, io.out);
   }
 };
 
 template <class Store>
-Status* read_scalar(const Api& api, const KernelContext* context, size_t place, Real<Store>& scalar) {
-  Tensor tensor;
-  GATEFX_RETURN_IF_ERROR(read_input(api, context, place, tensor));
-  if (tensor.count() != 1) return api.error(Code::kInvalidArgument, "gatefx: scale and threshold are single numbers");
-  scalar = widened(*tensor.as<Store>());
-  return nullptr;
-}
-
-template <class Store>
 struct GatedLora {
   static constexpr const char* kName = "GatedLora";
+  static constexpr bool kInPlace = true;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, Element::kInt64, kElement<Store>};
   Factors<Store> factors;
 
-  Status* create(const Api& api, const KernelInfo* info) { return factors.create(api, info, 2, 3); }
+  Status* create(const Api& api, const KernelInfo* info) { return factors.create(api, info); }
 
   Status* compute(const Api& api, KernelContext* context) const {
     Call<Store> call;
@@ -80,11 +67,12 @@ struct GatedLora {
 template <class Store>
 struct TokenGatedLora {
   static constexpr const char* kName = "TokenGatedLora";
+  static constexpr bool kInPlace = true;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, kElement<Store>, kElement<Store>};
   Factors<Store> factors;
 
-  Status* create(const Api& api, const KernelInfo* info) { return factors.create(api, info, 2, 3); }
+  Status* create(const Api& api, const KernelInfo* info) { return factors.create(api, info); }
 
   Status* compute(const Api& api, KernelContext* context) const {
     Call<Store> call;

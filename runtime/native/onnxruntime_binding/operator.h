@@ -22,8 +22,9 @@ inline Api& runtime() {
   return api;
 }
 
-// An operator with one output that looks like input 0, may replace it, and has its type. `Kernel` has
+// An operator with one output of input 0's type. `Kernel` has
 //   static constexpr const char* kName; static constexpr Element kInputs[];
+//   static constexpr bool kInPlace;                  whether the output may replace input 0
 //   Status* create(const Api&, const KernelInfo*);   once per node
 //   Status* compute(const Api&, KernelContext*);     per run, from several threads at once
 template <class Kernel>
@@ -47,7 +48,7 @@ struct Operator : CustomOp {
       return static_cast<Kernel*>(kernel)->compute(runtime(), context);
     };
     KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
-    GetMayInplace = may_inplace;
+    if (Kernel::kInPlace) GetMayInplace = may_inplace;
     ReleaseMayInplace = [](int*, int*) {};
   }
 

@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "../entry_points.h"
+#include "linear_kernels.h"
 #include "lora_kernels.h"
 
 namespace gatefx::ort {
@@ -34,6 +35,9 @@ Status* shared_domain(const Api& api, Domain*& domain) {
     GATEFX_RETURN_IF_ERROR(api.call(kCreateCustomOpDomain, "gatefx", &fresh));
     GATEFX_RETURN_IF_ERROR(add_types<GatedLora>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLora>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<GatedLinear>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinear>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<RoutedLinear>(api, fresh));
     made = fresh;
   }
   domain = made;

@@ -1,0 +1,126 @@
+// A frozen layer and the update of its adapter in one register tile. Included inside the namespace of one instruction set.
+//
+//   out[t] = bias + W x[t] + sum over j of u[t][j] b[j]      kTokens x kVectors sums, written once
+//
+// The update joins the sums before they are written, so it costs its own products and no pass over the answer.
+// Every sum runs in the same order whichever tile it falls in, so a token's result does not depend on its neighbours.
+
+template <class Store>
+constexpr int kPanelVectors = int(kPanel) / kLanes<Real<Store>>;
+// Tokens whose sums fit in the registers beside what one step reads.
+template <class Store>
+constexpr int kLayerTokens = GATEFX_LAYER_SUMS / (GATEFX_LAYER_PANELS * kPanelVectors<Store>) < 1
+                                 ? 1
+                                 : GATEFX_LAYER_SUMS / (GATEFX_LAYER_PANELS * kPanelVectors<Store>);
+
+// Products that one sum takes before it joins the others: the rounding errors of long sums stay those of short ones.
+constexpr int64_t kLayerDepth = 384;
+
+template <int kTokens, int kPanels, class Store>
+GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* const* x, Store* const* out,
+                              const Real<Store>* const* u, const Directions<Store>& use, int64_t panel) {
+  using Value = Real<Store>;
+  constexpr int kWidth = kLanes<Value>, kEach = kPanelVectors<Store>, kVectors = kPanels * kEach;
+  const int64_t column = panel * kPanel;
+  Vector<Value> total[kTokens][kVectors], kept[kTokens][kVectors];
+  GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
+    const Vector<Value> start = load(layer.bias + column + v * kWidth);
+    GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) total[t][v] = start;
+  }
+  const Value* weight = layer.panels + panel * kPanel * layer.d_in;
+  const int64_t apart = kPanel * layer.d_in;
+  const Value* row[kTokens];
+  GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) row[t] = x[t];
+  for (int64_t first = 0; first < layer.d_in; first += kLayerDepth) {
+    const int64_t end = layer.d_in - first < kLayerDepth ? layer.d_in : first + kLayerDepth;
+    for (int64_t i = first; i < end; ++i) {
+      Vector<Value> step[kVectors];
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        step[v] = load(weight + (v / kEach) * apart + (v % kEach) * kWidth);
+        GATEFX_IN_REGISTER(step[v]);
+      }
+      weight += kPanel;
+      GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+        const Vector<Value> state = splat(row[t][i]);
+        GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += state * step[v];
+      }
+    }
+    if (end == layer.d_in) break;
+    GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
+        kept[t][v] = first == 0 ? total[t][v] : kept[t][v] + total[t][v];
+        total[t][v] = Vector<Value>{};
+      }
+    }
+  }
+  if (layer.d_in > kLayerDepth) {
+    GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += kept[t][v];
+    }
+  }
+  for (int64_t j = 0; j < use.rank; ++j) {
+    const Value* direction = use.b[j] + column;
+    Vector<Value> step[kVectors];
+    GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      step[v] = load(direction + v * kWidth);
+      GATEFX_IN_REGISTER(step[v]);
+    }
+    GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+      const Vector<Value> share = splat(u[t][j]);
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += share * step[v];
+    }
+  }
+  const int64_t left = layer.d_out - column;
+  GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+    GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      if (left >= (v + 1) * kWidth)
+        store(out[t] + column + v * kWidth, total[t][v]);
+      else if (left > v * kWidth)
+        store_some(out[t] + column + v * kWidth, left - v * kWidth, total[t][v]);
+    }
+  }
+}
+
+// The tokens that are left once the widest tile no longer fits.
+template <int kTokens, int kPanels, class Store>
+GATEFX_INLINE void last_tokens(const Layer<Store>& layer, const Real<Store>* const* x, Store* const* out,
+                               const Real<Store>* const* u, const Directions<Store>& use, int64_t panel,
+                               int64_t count) {
+  if constexpr (kTokens > 0) {
+    if (count == kTokens)
+      layer_tile<kTokens, kPanels>(layer, x, out, u, use, panel);
+    else
+      last_tokens<kTokens - 1, kPanels>(layer, x, out, u, use, panel, count);
+  }
+}
+
+template <int kPanels, class Store>
+void layer_columns(const Layer<Store>& layer, const Block<Store>& block, const Directions<Store>& use, int64_t panel) {
+  constexpr int kTokens = kLayerTokens<Store>;
+  int64_t t = 0;
+  for (; t + kTokens <= block.tokens; t += kTokens)
+    layer_tile<kTokens, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel);
+  last_tokens<kTokens - 1, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, block.tokens - t);
+}
+
+template <class Store>
+void run_layer(const Layer<Store>& layer, const Block<Store>& block, const Directions<Store>& use, int64_t first,
+               int64_t end) {
+  int64_t panel = first;
+  for (; panel + GATEFX_LAYER_PANELS <= end; panel += GATEFX_LAYER_PANELS)
+    layer_columns<GATEFX_LAYER_PANELS>(layer, block, use, panel);
+  for (; panel < end; ++panel) layer_columns<1>(layer, block, use, panel);
+}
+
+template <class Store>
+void project(const Rows<Store>& rows, const Directions<Store>& use, Real<Store>* u) {
+  down(rows, use, 0, rows.tokens, u);
+}
+
+template <class Store>
+void widen(const Store* from, Real<Store>* to, int64_t count) {
+  constexpr int kWidth = kLanes<Real<Store>>;
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(to + i, load(from + i));
+  if (i < count) store_some(to + i, count - i, load_some(from + i, count - i));
+}

@@ -1,0 +1,195 @@
+// A frozen layer and its adapter as one operator, for any runtime: gated_linear, token_gated_linear and routed_linear.
+//
+// Axes and `Parallel` as in lora.h. Work is split over blocks of tokens and, where those are few, over columns too.
+#pragma once
+#include "layer.h"
+#include "lora.h"
+
+namespace gatefx {
+
+// What a call works on. `states` is x in the arithmetic's type.
+template <class Store>
+struct Linear {
+  Tensor x;
+  Store* out;
+  Layer<Store> layer;
+  const Real<Store>* states;
+
+  int64_t tokens() const { return x.count(0, x.axes - 1); }
+};
+
+// Memory of one call: x in the arithmetic's type where it has another one, and u = scale * A x.
+template <class Store>
+class Scratch {
+ public:
+  Problem reserve(const Tensor& x, int64_t rank) {
+    const int64_t tokens = x.count(0, x.axes - 1);
+    const bool wide = sizeof(Store) == sizeof(Real<Store>);
+    if ((!wide && !states_.resize(x.count())) || !u_.resize(tokens * rank))
+      return out_of_memory("no memory for what a layer's tokens need");
+    return {};
+  }
+  template <class Parallel>
+  auto widened_states(const Tensor& x, Parallel&& parallel, const Real<Store>*& states) {
+    const int64_t d_in = x.last(), tokens = x.count(0, x.axes - 1);
+    const auto run = kernels().template of<Store>().widen;
+    if constexpr (sizeof(Store) == sizeof(Real<Store>)) {
+      states = x.as<Real<Store>>();
+      return parallel(0, [](int64_t) {});
+    } else {
+      states = states_.data();
+      return parallel((tokens + kTaskTokens - 1) / kTaskTokens, [&, run](int64_t task) {
+        const int64_t first = task * kTaskTokens, left = tokens - first;
+        run(x.as<Store>() + first * d_in, states_.data() + first * d_in, (left < kTaskTokens ? left : kTaskTokens) * d_in);
+      });
+    }
+  }
+  Real<Store>* u() { return u_.data(); }
+
+ private:
+  Buffer<Real<Store>> states_, u_;
+};
+
+inline Problem check_layer(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+  if (x.axes < 2) return misfit("x is not (B, *, d_in)");
+  if (weight.axes != 2 || weight.sizes[1] != x.last()) return misfit("W is not (d_out, d_in)");
+  if (bias.axes != 1 || bias.sizes[0] != weight.sizes[0]) return misfit("the bias is not (d_out,)");
+  return {};
+}
+
+// Sizes of the answer.
+inline Tensor answer_of(const Tensor& x, const Tensor& weight) {
+  Tensor answer = x;
+  answer.sizes[answer.axes - 1] = weight.sizes[0];
+  return answer;
+}
+
+// How a layer's work is cut: `blocks` of tokens in each group, and `parts` of its panels where there are few blocks.
+struct Cut {
+  static constexpr int64_t kEnoughTasks = 8, kPartPanels = 4;
+  int64_t tokens, blocks, parts, panels;
+
+  Cut(int64_t groups, int64_t tokens_, int64_t d_out)
+      : tokens(tokens_), blocks((tokens_ + kTaskTokens - 1) / kTaskTokens), panels(panels_of(d_out)) {
+    const int64_t most = (panels + kPartPanels - 1) / kPartPanels, tasks = groups * blocks;
+    parts = tasks >= kEnoughTasks || tasks == 0 ? 1 : (kEnoughTasks + tasks - 1) / tasks;
+    if (parts > most) parts = most;
+    if (parts < 1) parts = 1;
+  }
+  int64_t first_token(int64_t block) const { return block * kTaskTokens; }
+  int64_t count(int64_t block) const {
+    const int64_t left = tokens - first_token(block);
+    return left < kTaskTokens ? left : kTaskTokens;
+  }
+  int64_t first_panel(int64_t part) const {
+    const int64_t chunks = (panels + kPartPanels - 1) / kPartPanels;
+    const int64_t first = chunks * part / parts * kPartPanels;
+    return first < panels ? first : panels;
+  }
+};
+
+// The layer for `count` tokens in the panels of one part. Token i is row `row(i)` of x, and its coefficients follow
+// those of token i-1 in `u`.
+template <class Store, class Row>
+void multiply(const Linear<Store>& call, int64_t count, const Row& row, const Real<Store>* u,
+              const Directions<Store>& use, const Cut& cut, int64_t part) {
+  const Real<Store>*x[kTaskTokens], *coefficients[kTaskTokens];
+  Store* out[kTaskTokens];
+  for (int64_t i = 0; i < count; ++i) {
+    x[i] = call.states + row(i) * call.layer.d_in;
+    out[i] = call.out + row(i) * call.layer.d_out;
+    coefficients[i] = use.rank > 0 ? u + i * use.rank : nullptr;
+  }
+  kernels().template of<Store>().run_layer(call.layer, {x, out, coefficients, count}, use, cut.first_panel(part),
+                                           cut.first_panel(part + 1));
+}
+
+// gated_linear: W x + bias, plus the update in the directions that row b of `indices` (B, r) lists for example b.
+// Rows of `b` are `stride` apart and whole panels long.
+template <class Store, class Parallel>
+auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b, int64_t stride,
+                      const Tensor& indices, Real<Store> scale, Real<Store>* u, Parallel&& parallel) {
+  const int64_t tokens = call.x.count(1, call.x.axes - 1), slots = indices.sizes[1], examples = call.x.sizes[0];
+  const Cut cut(examples, tokens, call.layer.d_out);
+  auto with_directions = [&](int64_t example, const auto& task) {
+    const Real<Store>*rows_a[kMaxRank], *rows_b[kMaxRank];
+    Directions<Store> use{rows_a, rows_b, 0, scale};
+    for (int64_t slot = 0; slot < slots; ++slot) {
+      const int64_t direction = indices.as<int64_t>()[example * slots + slot];
+      if (direction < 0 || direction >= slots) continue;
+      rows_a[use.rank] = a + direction * call.layer.d_in;
+      rows_b[use.rank++] = b + direction * stride;
+    }
+    task(use);
+  };
+  auto project = [&](int64_t example, int64_t block, const Directions<Store>& use) {
+    const int64_t first = example * tokens + cut.first_token(block);
+    if (use.rank > 0)
+      kernels().template of<Store>().project({call.x.template as<Store>() + first * call.layer.d_in, nullptr, nullptr,
+                                              cut.count(block), call.layer.d_in, call.layer.d_out},
+                                             use, u + first * slots);
+  };
+  if (cut.parts > 1) {
+    if (auto error = parallel(examples * cut.blocks, [&](int64_t task) {
+          with_directions(task / cut.blocks, [&](const auto& use) { project(task / cut.blocks, task % cut.blocks, use); });
+        }))
+      return error;
+  }
+  return parallel(examples * cut.blocks * cut.parts, [&](int64_t task) {
+    const int64_t part = task % cut.parts, block = task / cut.parts % cut.blocks, example = task / cut.parts / cut.blocks;
+    with_directions(example, [&](const auto& use) {
+      if (cut.parts == 1) project(example, block, use);
+      const int64_t first = example * tokens + cut.first_token(block);
+      multiply(call, cut.count(block), [first](int64_t i) { return first + i; }, u + first * slots, use, cut, part);
+    });
+  });
+}
+
+// token_gated_linear: the layer, then the update of the tokens whose update is large enough beside what it answers.
+template <class Store, class Parallel>
+auto run_token_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b, int64_t stride,
+                            int64_t rank, const Gate<Store>& gate, Real<Store> scale, Parallel&& parallel) {
+  const Cut cut(1, call.tokens(), call.layer.d_out);
+  auto update = [&](int64_t block) {
+    const Real<Store>*rows_a[kMaxRank], *rows_b[kMaxRank];
+    for (int64_t j = 0; j < rank; ++j) rows_a[j] = a + j * call.layer.d_in, rows_b[j] = b + j * stride;
+    const int64_t first = cut.first_token(block);
+    Store* out = call.out + first * call.layer.d_out;
+    const Rows<Store> rows{call.x.template as<Store>() + first * call.layer.d_in, out, out, cut.count(block),
+                           call.layer.d_in, call.layer.d_out};
+    kernels().template of<Store>().add_large_updates(rows, {rows_a, rows_b, rank, scale}, gate);
+  };
+  if (auto error = parallel(cut.blocks * cut.parts, [&](int64_t task) {
+        const int64_t block = task / cut.parts, first = cut.first_token(block);
+        multiply(call, cut.count(block), [first](int64_t i) { return first + i; }, nullptr, Directions<Store>{},
+                 cut, task % cut.parts);
+        if (cut.parts == 1) update(block);
+      }))
+    return error;
+  return parallel(cut.parts == 1 ? 0 : cut.blocks, update);
+}
+
+// routed_linear: `choice` (tokens) picks the second layer. `order` (tokens) is scratch.
+template <class Store, class Parallel>
+auto run_routed_linear(const Linear<Store>& call, const Real<Store>* panels1, const bool* choice, int64_t* order,
+                       Parallel&& parallel) {
+  const int64_t tokens = call.tokens();
+  int64_t counts[2] = {0, 0};
+  for (int64_t t = 0; t < tokens; ++t)
+    if (!choice[t]) order[counts[0]++] = t;
+  for (int64_t t = 0; t < tokens; ++t)
+    if (choice[t]) order[counts[0] + counts[1]++] = t;
+  const Cut whole(1, tokens, call.layer.d_out), cuts[2] = {Cut(1, counts[0], call.layer.d_out), Cut(1, counts[1], call.layer.d_out)};
+  const int64_t blocks = cuts[0].blocks + cuts[1].blocks;
+  return parallel(blocks * whole.parts, [&](int64_t task) {
+    const int64_t numbered = task / whole.parts, which = numbered >= cuts[0].blocks;
+    const int64_t block = which ? numbered - cuts[0].blocks : numbered;
+    const int64_t* rows = order + which * counts[0] + cuts[which].first_token(block);
+    Linear<Store> own = call;
+    if (which) own.layer.panels = panels1;
+    multiply(own, cuts[which].count(block), [rows](int64_t i) { return rows[i]; }, nullptr, Directions<Store>{}, whole,
+             task % whole.parts);
+  });
+}
+
+}  // namespace gatefx

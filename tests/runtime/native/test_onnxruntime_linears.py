@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+from gatefx.runtime.native.places import FILES
+from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, function_protos, names_used
+
+from .cases import BOUNDS, error
+from .linear_cases import LINEAR_SHAPES, LinearCase
+
+LAYER = ["x", "weight", "bias", "lora_a", "lora_b"]
+RANK_GATED = ("GatedLinear", [*LAYER, "indices", "scale"])
+TOKEN_GATED = ("TokenGatedLinear", [*LAYER, "gram", "threshold", "scale"])
+ROUTED = ("RoutedLinear", ["x", "weight", "weight1", "bias", "choice"])
+WEIGHTS = (*LAYER[1:], "weight1", "gram", "scale")
+FED = (torch.float32, torch.float64, torch.float16)
+
+
+def session(
+    folder: Path | None,
+    operator: tuple[str, list[str]],
+    feed: dict[str, np.ndarray],
+    fixed: tuple[str, ...],
+    threads: int,
+) -> Any:
+    """A model of one node; `fixed` are weights of the model. Without a folder the node's own body runs."""
+    name, names = operator
+    kinds = {key: helper.np_dtype_to_tensor_dtype(value.dtype) for key, value in feed.items()}
+    open_axes: list[int | str] = [f"a{axis}" for axis in range(feed["x"].ndim - 1)]
+    axes = {"x": [*open_axes, feed["x"].shape[-1]], "choice": open_axes, "indices": ["a0", feed["lora_a"].shape[0]]}
+    inputs = [
+        helper.make_tensor_value_info(key, kinds[key], axes.get(key, feed[key].shape))
+        for key in names
+        if key not in fixed
+    ]
+    graph = helper.make_graph(
+        [helper.make_node(name, names, ["y"], domain=DOMAIN)],
+        "one_layer",
+        inputs,
+        [helper.make_tensor_value_info("y", kinds["x"], [*open_axes, feed["weight"].shape[0]])],
+        [numpy_helper.from_array(feed[key], key) for key in fixed if key in names],
+    )
+    protos = function_protos(23)
+    model = helper.make_model(
+        graph,
+        functions=[protos[used] for used in sorted(names_used([name]))],
+        opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, VERSION)],
+        ir_version=10,
+    )
+    onnx.checker.check_model(model)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if folder is not None:
+        options.register_custom_ops_library(str(folder / FILES["onnxruntime"]))
+    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(made: Any, feed: dict[str, np.ndarray], **replaced: Any) -> torch.Tensor:
+    feed = {**feed, **{name: np.asarray(value, feed[name].dtype) for name, value in replaced.items()}}
+    return torch.from_numpy(made.run(None, {node.name: feed[node.name] for node in made.get_inputs()})[0])
+
+
+def fed(case: LinearCase) -> dict[str, np.ndarray]:
+    return {**case.arrays(list(case.tensors)), "threshold": np.zeros((), case.tensors["x"].numpy().dtype)}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", FED)
+@pytest.mark.parametrize("fixed", [(), WEIGHTS])
+def test_layers_with_active_ranks_alone(
+    native_folder: Path, isa: str, dtype: torch.dtype, fixed: tuple[str, ...], threads: int
+) -> None:
+    for seed, shape in enumerate(LINEAR_SHAPES):
+        case = LinearCase(shape, dtype, seed)
+        feed = fed(case)
+        made = session(native_folder, RANK_GATED, feed, fixed, threads)
+        answer = run(made, feed)
+        assert error(answer, case.rank_gated()[1]) <= BOUNDS[dtype], shape
+        shut = run(made, feed, indices=np.full_like(feed["indices"], -1))
+        assert error(shut, case.layer) <= BOUNDS[dtype], shape
+        idle = (case.tensors["indices"] >= 0).sum(1) == 0
+        assert torch.equal(answer[idle], shut[idle])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("fixed", [(), WEIGHTS])
+def test_tokens_take_their_update_or_stay(native_folder: Path, isa: str, fixed: tuple[str, ...], threads: int) -> None:
+    for seed, shape in enumerate(LINEAR_SHAPES):
+        case = LinearCase(shape, torch.float32, seed)
+        feed = fed(case)
+        made = session(native_folder, TOKEN_GATED, feed, fixed, threads)
+        layer = run(made, feed, threshold=1e4)
+        for limit in (0.0, 1e4, case.threshold()):
+            answer, reference = run(made, feed, threshold=limit), case.token_gated(limit)
+            assert error(answer, reference) <= BOUNDS[torch.float32], (shape, limit)
+            stays = (reference == case.layer).all(-1)
+            assert torch.equal(answer[stays], layer[stays])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", FED)
+@pytest.mark.parametrize("fixed", [(), WEIGHTS])
+def test_each_token_takes_its_weight(
+    native_folder: Path, isa: str, dtype: torch.dtype, fixed: tuple[str, ...], threads: int
+) -> None:
+    for seed, shape in enumerate(LINEAR_SHAPES):
+        case = LinearCase(shape, dtype, seed)
+        feed = fed(case)
+        made = session(native_folder, ROUTED, feed, fixed, threads)
+        answer = run(made, feed)
+        assert error(answer, case.routed()) <= BOUNDS[dtype], shape
+        # Whatever its neighbours chose, a token's answer is the same to the bit.
+        for choice in (False, True):
+            alike = case.tensors["choice"] == choice
+            assert torch.equal(run(made, feed, choice=np.full_like(feed["choice"], choice))[alike], answer[alike])
+
+
+def test_a_token_does_not_depend_on_its_neighbours(native_folder: Path, isa: str) -> None:
+    case = LinearCase((1, (53,), 130, 197, 7), torch.float32)
+    feed = fed(case)
+    made = session(native_folder, RANK_GATED, feed, WEIGHTS, 1)
+    answer = run(made, feed)
+    for token in (0, 1, 20, 52):
+        assert torch.equal(run(made, feed, x=feed["x"][:, token : token + 1])[:, 0], answer[:, token])
+
+
+@pytest.mark.parametrize("operator", [RANK_GATED, TOKEN_GATED])
+def test_kernels_and_bodies_agree(native_folder: Path, operator: tuple[str, list[str]]) -> None:
+    case = LinearCase((2, (50,), 96, 200, 64), torch.float32)
+    feed = fed(case) | {"threshold": np.array(case.threshold(), np.float32)}
+    native, portable = (run(session(folder, operator, feed, WEIGHTS, 1), feed) for folder in (native_folder, None))
+    assert error(native, portable.double()) <= 2 * BOUNDS[torch.float32]
+
+
+@pytest.mark.parametrize("operator", [RANK_GATED, TOKEN_GATED, ROUTED])
+def test_four_callers_of_one_session(native_folder: Path, operator: tuple[str, list[str]]) -> None:
+    case = LinearCase((3, (40,), 64, 96, 8), torch.float32)
+    feeds = [fed(LinearCase(case.shape, torch.float32, seed)) for seed in range(4)]
+    made = session(native_folder, operator, feeds[0], WEIGHTS, 2)
+    expected = [run(made, feed) for feed in feeds]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda turn: (turn % 4, run(made, feeds[turn % 4])), range(1000)))
+    assert all(torch.equal(answer, expected[which]) for which, answer in answers)
+
+
+@pytest.mark.parametrize(
+    ("operator", "name", "shape", "text"),
+    [
+        (RANK_GATED, "weight", (7, 4), "W is not"),
+        (RANK_GATED, "bias", (6,), "bias is not"),
+        (RANK_GATED, "lora_a", (3, 4), "A is not"),
+        (RANK_GATED, "lora_b", (6, 3), "B is not"),
+        (TOKEN_GATED, "gram", (2, 2), "G is not"),
+        (ROUTED, "weight1", (6, 5), "W1 is not"),
+        (ROUTED, "bias", (1,), "bias is not"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_a_status(
+    native_folder: Path, operator: tuple[str, list[str]], name: str, shape: tuple[int, ...], text: str
+) -> None:
+    feed = {**fed(LinearCase((2, (3,), 5, 7, 3), torch.float32)), name: np.zeros(shape, np.float32)}
+    # The model must not know the wrong shape, which onnxruntime's own checks would find first.
+    made = session(native_folder, operator, feed, (), 1)
+    with pytest.raises(Exception, match=text):
+        run(made, feed)
+
+
+def test_weights_that_are_no_matrices_are_refused_when_the_model_loads(native_folder: Path) -> None:
+    feed = {**fed(LinearCase((2, (3,), 5, 7, 3), torch.float32)), "weight": np.zeros((7, 5, 1), np.float32)}
+    with pytest.raises(Exception, match="must be matrices"):
+        session(native_folder, RANK_GATED, feed, ("weight",), 1)
