@@ -27,6 +27,8 @@ from .cost_choice import (
     choose_form,
     choose_forms,
     figures_of,
+    gathered_form,
+    gathered_ranks,
 )
 from .cost_constants import EngineConstants, default_constants
 from .cost_model import Cost, Figures, Form, cost_of, frozen_linear_cost, router_cost, router_figures
@@ -176,7 +178,8 @@ class _Model:
         return sum(c.seconds for c in self.choices(workload)) + self.router_figures(workload).seconds
 
     def launch_seconds(self, choices: tuple[FormChoice, ...]) -> float:
-        nodes = router_cost().launches + sum(cost_of(choice.form).launches for choice in choices)
+        forms = {Form.GATHERED: gathered_form(self.constants)}
+        nodes = router_cost().launches + sum(cost_of(forms.get(c.form, c.form)).launches for c in choices)
         return nodes * self.constants.seconds_per_node
 
     def width(self, rank_of: Callable[[SiteShape], float]) -> float:
@@ -188,7 +191,8 @@ class _Model:
         computed = {c.site: c.form for c in choices}
         dense = self.width(lambda s: s.rank)
         paper = self.width(lambda s: self.ranks[s.name].mean)
-        done = self.width(lambda s: s.rank if computed[s.name] is Form.MASKED else self.ranks[s.name].largest)
+        gathered = {name: gathered_ranks(active, self.constants) for name, active in self.ranks.items()}
+        done = self.width(lambda s: s.rank if computed[s.name] is Form.MASKED else gathered[s.name])
         router_flops = router.flops / workload.batch
         return Prediction(
             engine=self.constants.engine,

@@ -115,9 +115,9 @@ def figures_of(form: Form, site: SiteShape, active: float, workload: Workload, c
 def choose_form(site: SiteShape, active: ActiveRank, workload: Workload, constants: EngineConstants) -> FormChoice:
     """The cheaper exact form of one site."""
     # A gather of no ranks at all is no smaller graph than one of a single rank.
-    slots = max(active.largest, 1.0)
+    slots = max(gathered_ranks(active, constants), 1.0)
     masked = figures_of(Form.MASKED, site, site.rank, workload, constants).seconds
-    gathered = figures_of(Form.GATHERED, site, slots, workload, constants).seconds
+    gathered = figures_of(gathered_form(constants), site, slots, workload, constants).seconds
     gain = 1 - gathered / masked
     if gain > TIE:
         reason = f"Gathering {slots:.3g} of {site.rank} ranks is predicted to take {gain:.0%} less time than masking."
@@ -127,6 +127,16 @@ def choose_form(site: SiteShape, active: ActiveRank, workload: Workload, constan
     else:
         reason = f"Gathering {slots:.3g} of {site.rank} ranks is predicted to take {-gain:.0%} more time than masking."
     return FormChoice(site.name, Form.MASKED, masked, gathered, reason)
+
+
+def gathered_form(constants: EngineConstants) -> Form:
+    """What gathering the active ranks is on an engine."""
+    return Form.FUSED if constants.fused else Form.GATHERED
+
+
+def gathered_ranks(active: ActiveRank, constants: EngineConstants) -> float:
+    """Ranks that the gathered form computes: as many as the batch's widest example has, or each example its own."""
+    return active.mean if constants.fused else active.largest
 
 
 def active_rank_of(site: SiteShape, ranks: ActiveRanks) -> ActiveRank:

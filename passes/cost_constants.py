@@ -41,6 +41,7 @@ class EngineConstants:
         machine: processor class and core count, in general terms.
         versions: of the engine that was measured.
         measured_on: date, ISO 8601.
+        fused: whether native kernels run a gated update inside its layer's own kernel, at the dense rate.
 
     Raises:
         InputError: a number that is not finite and positive.
@@ -57,6 +58,7 @@ class EngineConstants:
     machine: str
     versions: str
     measured_on: str
+    fused: bool = False
 
     def __post_init__(self) -> None:
         for name in _RATES:

@@ -54,6 +54,8 @@ class Form(StrEnum):
     """All r ranks, then a multiply by the example's mask (B, 1, r)."""
     GATHERED = "gathered"
     """Only the k active rows of A and columns of B of each example, as batched matrix multiplies."""
+    FUSED = "fused"
+    """`gathered` where native kernels run it: the active directions join the sums of the layer's own kernel."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,12 @@ def _gathered_nodes() -> tuple[Node, ...]:
     )
 
 
+def _fused() -> Node:
+    """k more products for each state and each answer; nothing is read or written that the layer does not."""
+    flops = 2 * B * T * K * (D + D_OUT)
+    return Node("rank directions in the layer's kernel", flops, FLOAT * K * (D + D_OUT), LAUNCH + flops / DENSE)
+
+
 @lru_cache(maxsize=len(Form))
 def cost_of(form: Form | str) -> Cost:
     """What `form` adds to the frozen layer, in the symbols B, T, d, d_out, r, k.
@@ -176,6 +184,7 @@ def cost_of(form: Form | str) -> Cost:
             _add(),
         ),
         Form.GATHERED: _gathered_nodes,
+        Form.FUSED: lambda: (_fused(),),
     }
     return Cost(nodes[Form(form)]())
 

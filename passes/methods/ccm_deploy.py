@@ -10,16 +10,27 @@ routing cannot pay.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, fx
 
 from ...models.configs.ccm import CCM
 from ...models.gates import HardRankRouter, RankRouter
+from ...runtime.native.library import native_status
 from ..chain import Chain
 from ..compact.ranks import CompactRanks
-from ..cost import ActiveRank, Form, RouterShape, SiteShape, Workload, choose_forms, default_constants, predict
+from ..cost import (
+    ActiveRank,
+    EngineConstants,
+    Form,
+    RouterShape,
+    SiteShape,
+    Workload,
+    choose_forms,
+    default_constants,
+    predict,
+)
 from ..decision import Decision, RuntimeBudget
 from ..find.adapters import AdapterSite, find_sites
 from ..graph.edit import shape_of
@@ -155,7 +166,7 @@ def _choose(
     """The form of every routed site, the prediction as facts for the report, and its verdict."""
     if not routed:
         return {}, {}, ()
-    constants = default_constants(options.engine)
+    constants = _constants(options.engine)
     budget = calibration.ranks.mean if calibration is not None else float(routed[0].rank)
     forms: dict[str, str] = {}
     tokens_of = {site.name: options.workload.tokens if len(shape_of(site.x)) >= _TOKEN_AXES else 1 for site in routed}
@@ -170,6 +181,12 @@ def _choose(
     shape = RouterShape(router.trunk.in_features, router.trunk.out_features, len(routed), router.max_rank)
     prediction = predict([_shape(site) for site in routed], shape, options.workload, active, constants)
     return forms, {"prediction": prediction.to_json(), "mean_rank": budget}, prediction.verdict
+
+
+def _constants(engine: str) -> EngineConstants:
+    """The engine's measured numbers, with the native kernels that this machine has for it."""
+    fused = engine == "onnxruntime" and native_status("onnxruntime").active
+    return replace(default_constants(engine), fused=fused)
 
 
 def _kept_masked(

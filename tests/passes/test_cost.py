@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -132,6 +133,15 @@ class TestChoice:
         [ragged] = choose_forms([site], {"q": ActiveRank(6, 16)}, work, ENGINES[0])
         assert (narrow.form, ragged.form) == (Form.GATHERED, Form.MASKED)
 
+    def test_a_fused_kernel_computes_each_example_s_own_ranks(self) -> None:
+        fused, work = replace(ENGINES[0], fused=True), Workload(8, 128)
+        for active in (ActiveRank(6, 6), ActiveRank(6, 16)):
+            [choice] = choose_forms([SiteShape("q", 384, 384, 16)], {"q": active}, work, fused)
+            assert choice.form is Form.GATHERED
+            # The dense rate alone: 2·B·T·k·(d + d') products, and one node.
+            arithmetic = 2 * 8 * 128 * 6 * 768 / fused.gemm_flops
+            assert choice.gathered_seconds == pytest.approx(fused.seconds_per_node + arithmetic)
+
     def test_a_thousand_sites_compile_the_formulas_once(self) -> None:
         from gatefx.passes.cost_model import _compiled_form
 
@@ -153,6 +163,11 @@ class TestPrediction:
         p = predict(sites(), router(), Workload(1, 8), ActiveRank(6, 15), ENGINES[1])
         assert {c.form for c in p.choices} == {Form.MASKED}
         assert (p.adapter_flops_ratio, p.computed_flops_ratio) == (6 / 16, 1.0)
+
+    def test_a_fused_kernel_computes_no_more_than_the_paper_counts(self) -> None:
+        p = predict(sites(), router(), Workload(8, 128), ActiveRank(6, 15), replace(ENGINES[0], fused=True))
+        assert {c.form for c in p.choices} == {Form.GATHERED}
+        assert p.adapter_flops_ratio == p.computed_flops_ratio == 6 / 16
 
     def test_break_even_length_balances_the_flops(self) -> None:
         p = predict(sites(2, 64), router(2, 64), Workload(1, 16), 6, ROUND)

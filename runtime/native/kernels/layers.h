@@ -39,6 +39,7 @@ GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* cons
         step[v] = load(weight + (v / kEach) * apart + (v % kEach) * kWidth);
         GATEFX_IN_REGISTER(step[v]);
       }
+      GATEFX_UNROLL for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weight + p * apart + 16 * kPanel);
       weight += kPanel;
       GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
         const Vector<Value> state = splat(row[t][i]);
