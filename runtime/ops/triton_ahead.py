@@ -16,16 +16,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from .triton_gated_lora import gated_lora_kernel
 from .triton_routed_linear import routed_linear_kernel
-from .triton_tiles import BLOCK_IN, BLOCK_OUT, BLOCK_ROWS, padded_rank
+from .triton_tiles import BLOCK_IN, BLOCK_OUT, BLOCK_ROWS, block_out, padded_rank
 from .triton_token_gated_lora import token_gated_lora_kernel
 
 Element = Literal["fp16", "bf16", "fp32"]
+_DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 ARCHITECTURES = (80, 86, 89, 90, 120)
 """Compute capabilities, times ten: Ampere (data centre, consumer), Ada, Hopper, Blackwell (consumer)."""
 
@@ -93,7 +95,8 @@ def compile_ahead(
         "D_IN": sizes[0], "D_OUT": sizes[1], "UPCAST": False, "ROWS": BLOCK_ROWS, "IN": BLOCK_IN, "OUT": BLOCK_OUT,
     }  # fmt: skip
     if "RANK" in function.arg_names:
-        constants |= {"RANK": rank, "PADDED": padded_rank(rank)}
+        padded = padded_rank(rank)
+        constants |= {"RANK": rank, "PADDED": padded, "OUT": block_out(_DTYPES[element], padded)}
     types = {f"{name}_ptr": f"*{element}" for name in floats} | {f"{name}_ptr": t for name, t in others.items()}
     signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in function.arg_names}
     aligned = {

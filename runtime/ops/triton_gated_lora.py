@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .triton_tiles import BLOCK_IN, BLOCK_OUT, BLOCK_ROWS, must_upcast, padded_rank, product
+from .triton_tiles import BLOCK_IN, BLOCK_ROWS, block_out, must_upcast, padded_rank, product
 
 
 @triton.jit
@@ -70,6 +70,6 @@ def launch_gated_lora(
         base.contiguous(), x.contiguous(), lora_a.contiguous(), lora_b.contiguous(), indices.contiguous(), scale,
         tokens, result,
         D_IN=x.shape[-1], D_OUT=base.shape[-1], RANK=rank, PADDED=padded_rank(rank), UPCAST=must_upcast(x.dtype),
-        ROWS=BLOCK_ROWS, IN=BLOCK_IN, OUT=BLOCK_OUT,
+        ROWS=BLOCK_ROWS, IN=BLOCK_IN, OUT=block_out(x.dtype, padded_rank(rank)),
     )  # fmt: skip
     return result

@@ -16,10 +16,17 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 BLOCK_ROWS, BLOCK_IN, BLOCK_OUT = 32, 32, 64
 """Tokens, input features and output features that one program holds at a time."""
 
+_WIDE_RANK = 64
+
 
 def padded_rank(rank: int) -> int:
     """The least of `RANKS` that holds `rank` directions."""
     return next(size for size in RANKS if rank <= size)
+
+
+def block_out(dtype: torch.dtype, padded: int) -> int:
+    """Output features that one program holds at a time: fewer for float32 at the widest rank, which else spills."""
+    return BLOCK_OUT // 4 if dtype == torch.float32 and padded == _WIDE_RANK else BLOCK_OUT
 
 
 def must_upcast(dtype: torch.dtype) -> bool:
