@@ -113,6 +113,9 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
     freeze_static: FreezeStatic = False,
     forms: Forms = None,
     opset: Annotated[int, typer.Option(help="Version of standard ONNX.")] = 23,
+    generate: Annotated[
+        bool, typer.Option("--generate", help="Write a decoder's prefill and decode, with their cache.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -125,7 +128,7 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        _print_result(run_export(request, opset), request, as_json=as_json)
+        _print_result(run_export(request, opset, generate=generate), request, as_json=as_json)
 
 
 @app.command()

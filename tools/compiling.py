@@ -119,8 +119,8 @@ def run_optimize(request: CompileRequest) -> DeployedModel:
     return deployed
 
 
-def run_export(request: CompileRequest, opset: int) -> DeployedModel:
-    """Deploy the model and write it as an ONNX artifact to `request.out`.
+def run_export(request: CompileRequest, opset: int, *, generate: bool = False) -> DeployedModel:
+    """Deploy the model and write it as an ONNX artifact to `request.out`; with `generate` a decoder's two programs.
 
     Raises:
         GatefxError: a request that makes no sense, or a model that cannot be compiled or exported.
@@ -131,7 +131,10 @@ def run_export(request: CompileRequest, opset: int) -> DeployedModel:
     with stages.stage("loading and optimizing the model", bars=True), _quiet():
         deployed = _deploy(request, opened, _gated(request, opened))
     with stages.stage("lowering to ONNX"), _quiet():
-        export(deployed, request.out, tokenizer=opened.tokenizer, opset=opset, overwrite=request.overwrite)
+        export(
+            deployed, request.out, tokenizer=opened.tokenizer, opset=opset, generate=generate,
+            overwrite=request.overwrite,
+        )  # fmt: skip
     return deployed
 
 

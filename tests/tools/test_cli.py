@@ -20,7 +20,7 @@ COMPILING = {
     "--freeze-static", "--json", "--max-length", "--method", "--overwrite", "--text-column",
 }  # fmt: skip
 OPTIONS = {
-    ("export", "onnx"): COMPILING | {"--opset"},
+    ("export", "onnx"): COMPILING | {"--opset", "--generate"},
     ("optimize",): COMPILING,
     ("inspect",): {
         "--base",
