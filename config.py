@@ -82,6 +82,9 @@ class AdapterConfig:
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
                 object.__setattr__(self, field, self._several(field, value))
+            elif field == "train_modules" and value is not None:
+                # One name, not its letters and not every module whose name is a part of it.
+                object.__setattr__(self, field, (value,))
 
     @property
     def scale_alpha(self) -> float:
@@ -128,7 +131,12 @@ class AdapterConfig:
 
 def is_number(value: object, *, above: float | None = None) -> bool:
     """Whether a value is a finite number (no bool), and more than `above`."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        if not math.isfinite(value):
+            return False
+    except OverflowError:  # an integer that no float can be
         return False
     return above is None or value > above
 
@@ -173,7 +181,7 @@ def _count(budget: object) -> float | None:
         return None
     try:
         return float(operator.index(budget))  # type: ignore[arg-type]  # refusing what is no integer is the point
-    except TypeError:
+    except (TypeError, OverflowError):
         return None
 
 

@@ -27,7 +27,7 @@ def test_counts_and_shares_are_budgets(budget: Any, ranks: float) -> None:
 @pytest.mark.parametrize(
     "budget",
     [
-        0, -1, 17, 10**9, True, False, None, 0.0, -0.5, 1.5, 6.0, math.nan, math.inf, -math.inf, 0.01,
+        0, -1, 17, 10**9, 10**400, True, False, None, 0.0, -0.5, 1.5, 6.0, math.nan, math.inf, -math.inf, 0.01,
         "6 %", " 6%", "6", "", "%", "nan%", "inf%", "0%", "-5%", "101%", "six", b"60%", [6], {"ccm": 6}, 6 + 0j,
     ],
 )  # fmt: skip
@@ -88,6 +88,7 @@ def test_unknown_methods_are_refused_with_the_known_ones(method: Any) -> None:
         ({"temperature_min": 0.0}, "temperature falls"),
         ({"temperature": math.nan}, "temperature falls"),
         ({"target_modules": 3}, "target_modules"),
+        ({"rank": 10**400}, "rank is out of range"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: Any, words: str) -> None:
@@ -99,6 +100,7 @@ def test_configs_are_frozen_hashable_and_normalised() -> None:
     config = CCM(buckets=[8, 2, 2], target_modules=["query"], train_modules=["head"])  # type: ignore[arg-type]
 
     assert (config.buckets, config.target_modules, config.train_modules) == ((2, 8), ("query",), ("head",))
+    assert CCM(train_modules="head").train_modules == ("head",)  # type: ignore[arg-type]
     assert hash(config) == hash(dataclasses.replace(config))
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.rank = 8  # type: ignore[misc]
