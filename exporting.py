@@ -1,4 +1,4 @@
-"""export and load: a deployed model → one artifact folder → a session that runs it."""
+"""export and load: a deployed model → one artifact folder → a session that runs it; or one file for torch alone."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .errors import InputError, MethodError
 from .exporting_decoder import DECODER, write_decoder
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import Signature, example_for
+from .passes.lower.aotinductor import save_aotinductor
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
 from .runtime.sessions.decoder import OnnxDecoder
 from .runtime.sessions.onnxruntime import OnnxSession
 
-_BACKENDS = ("onnxruntime",)
+_AOTINDUCTOR = "aotinductor"
+_BACKENDS = ("onnxruntime", _AOTINDUCTOR)
 _KIND = "model"
 
 
@@ -34,13 +37,16 @@ def export(
     overwrite: bool = False,
     generate: bool = False,
 ) -> Path:
-    """Write a deployed model as one artifact folder, whole or not at all.
+    """Write a deployed model as one artifact folder, or as one file, whole or not at all.
 
     The folder holds an ONNX model that plain ONNX Runtime, `gatefx.load` and, for models of transformers, its
-    `ExportedModel` open, and a manifest with the SHA-256 of every file.
+    `ExportedModel` open, and a manifest with the SHA-256 of every file. The file, of "aotinductor", is compiled for
+    this machine's kind of CPU and this torch, with the budget in force; `torch._inductor.aoti_load_package` opens it
+    where gatefx is not installed, and calls it with the inputs in the order of `model.signature`.
 
     Args:
-        model: what `optimize` returned; folder: where to; backend: "onnxruntime".
+        model: what `optimize` returned; folder: where to, for "aotinductor" a file that ends in `.pt2`.
+        backend: "onnxruntime" or "aotinductor", which takes neither tokenizer nor opset nor generate.
         tokenizer: saved beside the model if given.
         opset: version of standard ONNX; overwrite: replace an artifact that is already there.
         generate: write a decoder's prefill and decode, with their cache, for `gatefx.generate(gatefx.load(folder), …)`,
@@ -49,8 +55,12 @@ def export(
     Raises:
         InputError: a model that is not deployed, or cannot generate; MethodError: an unknown backend.
         ArtifactError: the folder exists; CaptureError: an operator without ONNX form.
+        MissingDependencyError: no C++ compiler for "aotinductor".
     """
     _check_request(model, backend, tokenizer)
+    if backend == _AOTINDUCTOR:
+        _check_file_request(tokenizer, opset, generate)
+        return save_aotinductor(model.graph_module, _example(model), Path(folder).absolute(), overwrite=overwrite)
     levels = _runtime_buffers(model)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         description = _description(model, model.signature, levels, opset)
@@ -66,7 +76,7 @@ def export(
 def _write_model(model: DeployedModel, folder: Path, levels: Mapping[str, RuntimeBudget], *, opset: int) -> None:
     """The graph over whole inputs, with what transformers' `ExportedModel` reads."""
     signature = model.signature
-    example = {name: tensor.to(model.device) for name, tensor in example_for(signature).items()}
+    example = _example(model)
     graph = lower_to_onnx(
         model.graph_module,
         example,
@@ -84,6 +94,10 @@ def _write_model(model: DeployedModel, folder: Path, levels: Mapping[str, Runtim
             output_names=signature.outputs,
             output_class=signature.answer_type,
         )
+
+
+def _example(model: DeployedModel) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in example_for(model.signature).items()}
 
 
 def _check_request(model: object, backend: str, tokenizer: Any) -> None:
@@ -110,10 +124,27 @@ def _check_request(model: object, backend: str, tokenizer: Any) -> None:
     odd = sorted({str(p.dtype) for p in model.parameters() if p.is_floating_point() and p.dtype != torch.float32})
     if odd:
         raise InputError(
-            "Only float32 models are exported: ONNX Runtime's CPU kernels miss operators for other types.",
+            "Only float32 models are exported: ONNX Runtime's CPU kernels miss operators for other types, and for "
+            "AOTInductor they are untried.",
             given=f"parameters of {', '.join(odd).replace('torch.', '')}",
             expected="float32",
             remedy="deploy a float32 model: gatefx.optimize(gated.float(), data=…)",
+        )
+
+
+def _check_file_request(tokenizer: Any, opset: int, generate: bool) -> None:
+    """Refuse what a file of machine code cannot hold.
+
+    Raises:
+        InputError: a tokenizer, an opset, or the graphs that generate.
+    """
+    odd = {"tokenizer": tokenizer is not None, "opset": opset != DEFAULT_OPSET, "generate": generate}
+    if any(odd.values()):
+        raise InputError(
+            "A file of AOTInductor holds one graph of one model.",
+            given=", ".join(name for name, asked in odd.items() if asked),
+            expected='none of these options with backend="aotinductor"',
+            remedy='leave them out, or export with backend="onnxruntime"',
         )
 
 

@@ -116,12 +116,18 @@ def _triton(in_torch: bool) -> Capability:
     return Capability(package.name, not reason, reason, "" if reason else package.found)
 
 
-def _compile() -> Capability:
-    """Inductor compiles C++ that includes Python.h, with the compiler that $CXX names."""
+def cxx_compiler() -> tuple[str, str]:
+    """(path of the C++ compiler that Inductor calls, why there is none); one of the two is empty."""
     wanted = os.environ.get("CXX") or _COMPILERS.get(platform.system(), "g++")
-    compiler = shutil.which(wanted)
-    if compiler is None:
-        return Capability("torch.compile", False, f"no C++ compiler {wanted!r} (apt install g++, or name one in $CXX)")
+    found = shutil.which(wanted)
+    return (found, "") if found else ("", f"no C++ compiler {wanted!r} (apt install g++, or name one in $CXX)")
+
+
+def _compile() -> Capability:
+    """Inductor compiles C++ that includes Python.h."""
+    compiler, reason = cxx_compiler()
+    if reason:
+        return Capability("torch.compile", False, reason)
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
         return Capability("torch.compile", False, "no Python.h for the C++ compiler (apt install python3-dev)")
     return Capability("torch.compile", True, "", compiler)

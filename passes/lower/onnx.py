@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ...errors import CaptureError, GatefxError, InputError, missing_package
 from ..simplify.fuse_updates import FuseUpdates
+from .dynamic_export import export_dynamic, first_line
 from .onnx_names import name_axes, name_nodes
 from .shared_axes import state_shared_axes
 
@@ -61,7 +62,7 @@ def lower_to_onnx(
         GatefxError: an unknown opset, output or buffer name.
     """
     _check_request(graph_module, example, opset)
-    program = _export(_as_graph(graph_module, example), example)
+    program = export_dynamic(_as_graph(graph_module, example), example)
     order = _output_order(program, output_names)
     model = _translate(program, opset)
     graph = model.graph
@@ -116,22 +117,8 @@ def _as_graph(module: nn.Module, example: Mapping[str, Tensor]) -> torch.fx.Grap
     if isinstance(module, torch.fx.GraphModule):
         graph_module = FuseUpdates()(module).graph_module
     else:
-        graph_module = _export(module, example).module(False)
+        graph_module = export_dynamic(module, example).module(False)
     return state_shared_axes(graph_module, list(example.values()))
-
-
-def _export(module: nn.Module, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
-    axes = tuple(dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) for value in example.values())
-    try:
-        with torch.no_grad():
-            return torch.export.export(module, tuple(example.values()), dynamic_shapes=axes, strict=False)
-    except Exception as error:
-        raise CaptureError(
-            "The graph cannot be exported for dynamic batch and length.",
-            given=_first_line(error),
-            expected="operators whose sizes follow from the inputs' sizes",
-            remedy="See the error above this one for the line of the model that fixes a size or branches on data.",
-        ) from error
 
 
 def _output_order(program: torch.export.ExportedProgram, output_names: Sequence[str]) -> list[int]:
@@ -155,7 +142,7 @@ def _translate(program: torch.export.ExportedProgram, opset: int) -> onnx_ir.Mod
     from ...runtime.ops.onnx_functions import translations
 
     try:
-        # Without gradients as in `_export`: the layout of an attention's answer depends on it, and views on the layout.
+        # Without gradients as in `export_dynamic`: an attention's layout depends on it, and views on the layout.
         with _quiet(), torch.no_grad():
             exported: Any = torch.onnx.export(
                 program,
@@ -198,7 +185,7 @@ def _untranslatable(error: BaseException, program: torch.export.ExportedProgram)
         where = _place(named[1], program) if named else "the graph"
     return CaptureError(
         f"No ONNX form for {where}.",
-        given=_first_line(causes[-1]),
+        given=first_line(causes[-1]),
         expected="operators that torch.onnx or gatefx can translate",
         remedy="Replace the operator in that module, or keep the model in torch.",
     )
@@ -219,10 +206,6 @@ def _place(name: str, program: torch.export.ExportedProgram) -> str:
 
 def _node(name: str, graph: torch.fx.Graph) -> torch.fx.Node | None:
     return next((node for node in graph.nodes if node.name == name), None)
-
-
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
 def _open_defaults(model: onnx_ir.Model, overridable: Sequence[str]) -> None:

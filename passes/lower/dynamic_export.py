@@ -1,0 +1,34 @@
+"""Exports a graph once more, for any batch size and length: where every lowering begins."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import CaptureError
+
+
+def export_dynamic(module: nn.Module, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
+    """The program of `module`, which takes its inputs positionally in the order of `example`.
+
+    Raises:
+        CaptureError: a size that is fixed, or a branch on data.
+    """
+    axes = tuple(dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) for value in example.values())
+    try:
+        with torch.no_grad():
+            return torch.export.export(module, tuple(example.values()), dynamic_shapes=axes, strict=False)
+    except Exception as error:
+        raise CaptureError(
+            "The graph cannot be exported for dynamic batch and length.",
+            given=first_line(error),
+            expected="operators whose sizes follow from the inputs' sizes",
+            remedy="See the error above this one for the line of the model that fixes a size or branches on data.",
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """The error's kind and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
