@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -159,6 +160,17 @@ class DeployedModel(RecoveringProgram):
         from .decode.hf_generation import TransformersDecoder
 
         return TransformersDecoder(self)
+
+    def save_adapter(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the adapters as plain LoRA in PEFT's format, for models that decide nothing more (weightlora's).
+
+        Raises:
+            SiteError: the model still decides, or its adapters are no plain LoRA.
+            ArtifactError: the folder exists and overwrite is False.
+        """
+        from .adapter_files import save_adapter
+
+        return save_adapter(self, folder, overwrite=overwrite)
 
     def changeable(self) -> tuple[str, ...]:
         """The methods whose budget may change at run time: what they decide is still read in the compacted graph."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors.torch import save_file
 from torch import Tensor, fx
 
+from ..config import AdapterConfig
 from ..errors import SiteError
 from ..models.gate_modules import GATE_MODULES
 from ..runtime.artifact import ArtifactWriter
@@ -55,18 +56,20 @@ def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False
     if len({site.path for site in sites}) < len(sites):
         names = ", ".join(site.name for site in sites if site.name != site.path)
         raise SiteError("A layer carries several adapters.", given=names, expected="one adapter per layer to save")
-    adapter = _adapter_tensors(graph, sites)
+    adapter = adapter_tensors(graph, sites)
     gates = gate_tensors(graph)
     whole, rest = _other_trained(model, sites, frozenset(gates))
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        save_file(_stored({**adapter, **whole}), writer.path / ADAPTER_FILE, metadata={"format": "pt"})
-        config = _peft_config(model, sites, whole)
+        save_file(stored({**adapter, **whole}), writer.path / ADAPTER_FILE, metadata={"format": "pt"})
+        settings = next(iter(model.methods.values())).config
+        config = peft_config(graph, sites, whole, settings, model.config)
         (writer.path / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(_stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
+        save_file(stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
         return writer.commit(_description(model, sites)).path
 
 
-def _adapter_tensors(graph: fx.GraphModule, sites: tuple[AdapterSite, ...]) -> dict[str, Tensor]:
+def adapter_tensors(graph: fx.GraphModule, sites: tuple[AdapterSite, ...]) -> dict[str, Tensor]:
+    """A and B of each site under PEFT's names."""
     return {
         f"{PEFT_PREFIX}{site.path}.lora_{half}.weight": get_tensor(graph, str(node.target))
         for site in sites
@@ -113,25 +116,35 @@ def without_wrapper(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.default.", ".")
 
 
-def _peft_config(model: GatedModel, sites: tuple[AdapterSite, ...], whole: Mapping[str, Tensor]) -> dict[str, Any]:
-    """adapter_config.json: the commonest rank and scale, patterns for the others."""
-    scales = {site.path: _scale(model.graph_module, site) for site in sites}
-    config = next(iter(model.methods.values())).config
-    rank = Counter([site.rank for site in sites] or [config.rank]).most_common(1)[0][0]
+def peft_config(
+    graph: fx.GraphModule,
+    sites: tuple[AdapterSite, ...],
+    whole: Mapping[str, Tensor],
+    settings: AdapterConfig,
+    model_config: Any,
+) -> dict[str, Any]:
+    """adapter_config.json: the commonest rank and scale, patterns for the others.
+
+    Args:
+        graph: that holds the sites; whole: modules saved whole, by PEFT's names of their tensors.
+        settings: of the method, for what no site says; model_config: transformers' config of the base model.
+    """
+    scales = {site.path: _scale(graph, site) for site in sites}
+    rank = Counter([site.rank for site in sites] or [settings.rank]).most_common(1)[0][0]
     alphas = {site.path: scales[site.path] * site.rank for site in sites}
-    alpha = Counter(list(alphas.values()) or [config.scale_alpha]).most_common(1)[0][0]
-    transposed = {linear.path for linear in find_linears(model.graph_module) if linear.transposed}
-    architecture = (getattr(model.config, "architectures", None) or [""])[0]
+    alpha = Counter(list(alphas.values()) or [settings.scale_alpha]).most_common(1)[0][0]
+    transposed = {linear.path for linear in find_linears(graph) if linear.transposed}
+    architecture = (getattr(model_config, "architectures", None) or [""])[0]
     task = next((kind for suffix, kind in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
     heads = sorted({name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in whole})
     return {
         "peft_type": "LORA",
         "task_type": task,
-        "base_model_name_or_path": getattr(model.config, "_name_or_path", None) or None,
+        "base_model_name_or_path": getattr(model_config, "_name_or_path", None) or None,
         "inference_mode": True,
         "r": rank,
         "lora_alpha": alpha,
-        "lora_dropout": config.lora_dropout,
+        "lora_dropout": settings.lora_dropout,
         "bias": "none",
         "fan_in_fan_out": bool(transposed),
         "use_rslora": False,
@@ -173,5 +186,6 @@ def _adapters(graph: fx.GraphModule) -> list[dict[str, Any]]:
     return [{"name": name, **row} for name, row in found.items()]
 
 
-def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that safetensors can write."""
     return {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}

@@ -1,0 +1,90 @@
+"""Adapters of a deployed model as plain LoRA: PEFT computes the same, and what still decides is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+
+import gatefx
+from gatefx.config import AdapterConfig
+from gatefx.errors import ArtifactError, SiteError
+from gatefx.methods import CCM, TSPEFT, GateRA, WeightLoRA
+from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.passes.deployed import DeployedModel
+
+BUDGETS: dict[str, tuple[AdapterConfig, float]] = {
+    "weightlora": (WeightLoRA(rank=4), 6),
+    "every rank": (CCM(rank=4), 4),
+    "ccm": (CCM(rank=4), 2),
+    "tspeft": (TSPEFT(rank=4), 0.5),
+    "gatera": (GateRA(rank=4), 0.5),
+}
+
+
+def deployed(name: str, *, fold: bool | None = None) -> DeployedModel:
+    """Tiny BERT, trained for a few steps with large updates, head included."""
+    config, budget = BUDGETS[name]
+    batch = tiny_inputs("bert", 4, 9)
+    gated = gatefx.prepare(tiny("bert"), config, budget, example_inputs=batch)
+    for parameter_name, parameter in gated.named_parameters():
+        if "lora_B" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    optimiser = torch.optim.AdamW([p for p in gated.parameters() if p.requires_grad], lr=1e-2)
+    schedule = gated.schedule(6, optimiser)
+    gated.train()
+    for _ in range(6):
+        gated(**batch, labels=torch.arange(4) % 2).loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        schedule.step()
+    return gatefx.optimize(gated, data=[batch], fold=fold, progress=False)
+
+
+@pytest.mark.parametrize("name", ["weightlora", "every rank"])
+def test_peft_computes_the_same(name: str, tmp_path: Path, tolerance: dict[torch.dtype, float]) -> None:
+    fast = deployed(name, fold=False)
+    folder = fast.save_adapter(tmp_path / "adapter")
+    adapted = PeftModel.from_pretrained(tiny("bert"), str(folder)).eval()
+
+    for batch, tokens in ((1, 3), (4, 9)):
+        given = tiny_inputs("bert", batch, tokens)
+        expected = fast(**given)["logits"]
+        with torch.no_grad():
+            found = adapted(**given).logits
+            base = tiny("bert").eval()(**given).logits
+        torch.testing.assert_close(found, expected, rtol=0, atol=tolerance[torch.float32])
+        assert (expected - base).abs().max() > 1e-2
+    kept = [site.name for site in fast.sites if site.form == "lora"]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["target_modules"] == kept
+    assert {module for module, _ in adapted.named_modules() if module.endswith(".lora_A.default")} == {
+        f"base_model.model.{path}.lora_A.default" for path in kept
+    }
+    assert len(kept) == {"weightlora": 6, "every rank": len(fast.sites)}[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("ccm", "HardRankRouter"), ("tspeft", "token_gated_lora"), ("gatera", "routed")]
+)
+def test_what_still_decides_is_refused(name: str, words: str, tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="no plain LoRA") as caught:
+        deployed(name).save_adapter(tmp_path / "adapter")
+    assert words in str(caught.value)
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_merged_adapters_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="fold=False"):
+        deployed("every rank", fold=True).save_adapter(tmp_path / "adapter")
+
+
+def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    fast = deployed("weightlora")
+    fast.save_adapter(tmp_path / "adapter")
+    with pytest.raises(ArtifactError):
+        fast.save_adapter(tmp_path / "adapter")
+    fast.save_adapter(tmp_path / "adapter", overwrite=True)
