@@ -228,7 +228,7 @@ def _clean(model: onnx_ir.Model, opset: int) -> None:
     from onnx_ir.passes import common
     from onnxscript.optimizer import fold_constants
 
-    from ...runtime.ops.onnx_functions import DOMAIN, function_protos, names_used
+    from ...runtime.ops.onnx_functions import DOMAIN, bodies_needed
 
     weights = set(model.graph.initializers.values())
     fold_constants(model, should_fold=lambda node: False if weights.intersection(node.inputs) else None)
@@ -236,11 +236,10 @@ def _clean(model: onnx_ir.Model, opset: int) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
-    used = names_used(node.op_type for node in model.graph if node.domain == DOMAIN)
-    for proto in function_protos(opset).values():
-        if proto.name in used:
-            function = onnx_ir.from_proto(proto)
-            model.functions[function.identifier()] = function
+    used = [node.op_type for node in model.graph if node.domain == DOMAIN]
+    for proto in bodies_needed(used, opset).values():
+        function = onnx_ir.from_proto(proto)
+        model.functions[function.identifier()] = function
     common.RemoveUnusedOpsetsPass()(model)
 
 

@@ -21,8 +21,7 @@ from .schema import NAMESPACE, gated_lora
 from .update_ops import token_gated_lora
 
 
-@torch.library.custom_op(f"{NAMESPACE}::gated_linear", mutates_args=())
-def gated_linear(  # noqa: PLR0917  # tensors, in the order of the formula
+def _gated_linear(  # noqa: PLR0917  # tensors, in the order of the formula
     x: Tensor, weight: Tensor, bias: Tensor, lora_a: Tensor, lora_b: Tensor, indices: Tensor, scale: Tensor
 ) -> Tensor:
     """`W x + b + scale * B[:, idx] A[idx, :] x`, example by example.
@@ -43,16 +42,12 @@ def gated_linear(  # noqa: PLR0917  # tensors, in the order of the formula
     return answer
 
 
-@gated_linear.register_fake
-def _gated_linear_fake(  # noqa: PLR0917
-    x: Tensor, weight: Tensor, bias: Tensor, lora_a: Tensor, lora_b: Tensor, indices: Tensor, scale: Tensor
-) -> Tensor:
-    answer: Tensor = gated_lora(_layer(x, weight, bias), x, lora_a, lora_b, indices, scale)
-    return answer
+gated_linear = torch.library.custom_op(f"{NAMESPACE}::gated_linear", _gated_linear, mutates_args=())
+# The composition says the shape too: its parts have fakes of their own.
+gated_linear.register_fake(_gated_linear)
 
 
-@torch.library.custom_op(f"{NAMESPACE}::token_gated_linear", mutates_args=())
-def token_gated_linear(  # noqa: PLR0917
+def _token_gated_linear(  # noqa: PLR0917
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -79,19 +74,9 @@ def token_gated_linear(  # noqa: PLR0917
     return answer
 
 
-@token_gated_linear.register_fake
-def _token_gated_linear_fake(  # noqa: PLR0917
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    lora_a: Tensor,
-    lora_b: Tensor,
-    gram: Tensor,
-    threshold: Tensor,
-    scale: Tensor,
-) -> Tensor:
-    answer: Tensor = token_gated_lora(_layer(x, weight, bias), x, lora_a, lora_b, gram, threshold, scale)
-    return answer
+token_gated_linear = torch.library.custom_op(f"{NAMESPACE}::token_gated_linear", _token_gated_linear, mutates_args=())
+# The composition says the shape too: its parts have fakes of their own.
+token_gated_linear.register_fake(_token_gated_linear)
 
 
 def _layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -43,9 +43,7 @@ from .visible_ops import visible_keys
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["DOMAIN", "VERSION", "function_protos", "names_used", "translations"]
-
-_ANY_OPSET = 18
+__all__ = ["DOMAIN", "VERSION", "bodies_needed", "function_protos", "translations"]
 
 _FUNCTIONS = (
     GatedLora,
@@ -77,16 +75,6 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
     }
 
 
-def names_used(names: Iterable[str]) -> frozenset[str]:
-    """Operators that a model with nodes `names` needs the bodies of: these, and those that their bodies use."""
-    needed = {
-        name: [node.op_type for node in proto.node if node.domain == DOMAIN]
-        for name, proto in function_protos(_ANY_OPSET).items()
-    }
-    found = set(names) & needed.keys()
-    return frozenset(found.union(*(needed[name] for name in found)))
-
-
 def function_protos(opset: int) -> Mapping[str, onnx.FunctionProto]:
     """The bodies by operator name, for a model that imports standard ONNX at `opset` (18 or later).
 
@@ -99,3 +87,11 @@ def function_protos(opset: int) -> Mapping[str, onnx.FunctionProto]:
             needed.version = opset if needed.domain == "" else needed.version
         protos[proto.name] = proto
     return protos
+
+
+def bodies_needed(names: Iterable[str], opset: int) -> Mapping[str, onnx.FunctionProto]:
+    """The bodies that a model with nodes `names` of the domain carries: theirs, and those that these are written in."""
+    protos = function_protos(opset)
+    own = {name for name in names if name in protos}
+    inner = {node.op_type for name in own for node in protos[name].node if node.domain == DOMAIN}
+    return {name: proto for name, proto in protos.items() if name in own | inner}

@@ -12,7 +12,7 @@ import torch
 from onnx import helper, numpy_helper
 
 from gatefx.runtime.native.places import FILES
-from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, function_protos, names_used
+from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, bodies_needed
 
 from .cases import BOUNDS, error
 from .linear_cases import LINEAR_SHAPES, LinearCase
@@ -49,10 +49,9 @@ def session(
         [helper.make_tensor_value_info("y", kinds["x"], [*open_axes, feed["weight"].shape[0]])],
         [numpy_helper.from_array(feed[key], key) for key in fixed if key in names],
     )
-    protos = function_protos(23)
     model = helper.make_model(
         graph,
-        functions=[protos[used] for used in sorted(names_used([name]))],
+        functions=list(bodies_needed([name], 23).values()),
         opset_imports=[helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from gatefx.errors import InputError
 from gatefx.runtime.ops.linear_ops import gated_linear, token_gated_linear
-from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, function_protos, names_used
+from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, bodies_needed
 from gatefx.runtime.ops.reference import gated_lora_reference
 from gatefx.runtime.ops.reference_updates import token_gated_lora_reference
 
@@ -80,10 +80,9 @@ def test_the_body_in_onnx(name: str, names: tuple[str, ...], middle: tuple[int, 
         values,
         [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.DOUBLE, (3, *middle, 7))],
     )
-    protos = function_protos(opset)
     model = onnx.helper.make_model(
         graph,
-        functions=[protos[used] for used in names_used([name])],
+        functions=list(bodies_needed([name], opset).values()),
         opset_imports=[onnx.helper.make_opsetid("", opset), onnx.helper.make_opsetid(DOMAIN, VERSION)],
         ir_version=10,
     )
@@ -93,9 +92,9 @@ def test_the_body_in_onnx(name: str, names: tuple[str, ...], middle: tuple[int, 
 
 
 def test_a_body_brings_those_that_it_uses() -> None:
-    assert names_used(["GatedLinear", "MatMul"]) == {"GatedLinear", "GatedLora"}
-    assert names_used(["GatedLora"]) == {"GatedLora"}
-    assert names_used([]) == frozenset()
+    assert set(bodies_needed(["GatedLinear", "MatMul"], 18)) == {"GatedLinear", "GatedLora"}
+    assert set(bodies_needed(["GatedLora"], 18)) == {"GatedLora"}
+    assert set(bodies_needed([], 18)) == set()
 
 
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "lora_a", "lora_b", "scale"])
