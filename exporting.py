@@ -195,9 +195,7 @@ def _description(
         "budget": model.budget,
         "backend": "onnxruntime",
         "opset": opset,
-        "inputs": list(signature.input_names),
-        "outputs": list(signature.outputs),
-        "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
+        **signature.described(),
         "sites": [site.to_json() for site in model.sites],
         "report": model.report.to_json(),
     }

@@ -31,12 +31,10 @@ def write_decoder(
     graphs = (programs.prefill, programs.decode)
     prefill, decode = (lower_decoder_graph(graph, buffers, opset=opset) for graph in graphs)
     save_decoder(prefill, decode, folder)
-    facts, signature = facts_of(model), signature_of(programs.decode)
+    facts = facts_of(model)
     return {
         "kind": DECODER,
-        "inputs": list(signature.input_names),
-        "outputs": list(signature.outputs),
-        "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
+        **signature_of(programs.decode).described(),
         "decoder": {
             "vocabulary": facts.vocabulary,
             "positions": facts.positions,

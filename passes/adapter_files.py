@@ -13,11 +13,9 @@ Refuses graphs that still decide: PEFT, and servers that read its format, would 
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
 from torch import Tensor, fx
 
 from ..errors import SiteError
@@ -26,15 +24,7 @@ from ..models.gate_modules import GATE_MODULES
 from ..runtime.artifact import ArtifactWriter
 from .find.adapters import AdapterSite, find_sites
 from .find.thresholds import additive_sites
-from .gated_files import (
-    ADAPTER_CONFIG_FILE,
-    ADAPTER_FILE,
-    PEFT_PREFIX,
-    adapter_tensors,
-    peft_config,
-    stored,
-    without_wrapper,
-)
+from .gated_files import PEFT_PREFIX, refuse_stacked, without_wrapper, write_adapter
 
 if TYPE_CHECKING:
     from .deployed import DeployedModel
@@ -57,10 +47,7 @@ def save_adapter(model: DeployedModel, folder: str | Path, *, overwrite: bool = 
     heads = HEAD_MODULES if settings.train_modules is None else settings.train_modules
     whole = _whole_modules(graph, heads)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        tensors = stored({**adapter_tensors(graph, sites), **whole})
-        save_file(tensors, writer.path / ADAPTER_FILE, metadata={"format": "pt"})
-        config = peft_config(graph, sites, whole, settings, model.config)
-        (writer.path / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_adapter(writer.path, graph, sites, whole, settings, model.config)
         return writer.commit(_description(model)).path
 
 
@@ -89,14 +76,11 @@ def _plain_sites(model: DeployedModel, graph: fx.GraphModule) -> tuple[AdapterSi
             expected="LoRA adapters",
             remedy="merge them with fold=True and save the model",
         )
-    if len({site.path for site in sites}) < len(sites):
-        names = ", ".join(site.name for site in sites if site.name != site.path)
-        raise SiteError("A layer carries several adapters.", given=names, expected="one adapter per layer to save")
+    refuse_stacked(sites)
     return sites
 
 
 def _description(model: DeployedModel) -> dict[str, Any]:
-    signature = model.signature
     return {
         "kind": KIND,
         "methods": {
@@ -104,9 +88,7 @@ def _description(model: DeployedModel) -> dict[str, Any]:
             for name, config in model.methods.items()
         },
         "budget": model.budget,
-        "inputs": list(signature.input_names),
-        "outputs": list(signature.outputs),
-        "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
+        **model.signature.described(),
         "sites": [site.to_json() for site in model.sites],
     }
 

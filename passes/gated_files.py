@@ -53,22 +53,48 @@ def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False
     """
     graph = model.graph_module
     sites, _ = find_sites(graph)
-    if len({site.path for site in sites}) < len(sites):
-        names = ", ".join(site.name for site in sites if site.name != site.path)
-        raise SiteError("A layer carries several adapters.", given=names, expected="one adapter per layer to save")
-    adapter = adapter_tensors(graph, sites)
+    refuse_stacked(sites)
     gates = gate_tensors(graph)
     whole, rest = _other_trained(model, sites, frozenset(gates))
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        save_file(stored({**adapter, **whole}), writer.path / ADAPTER_FILE, metadata={"format": "pt"})
         settings = next(iter(model.methods.values())).config
-        config = peft_config(graph, sites, whole, settings, model.config)
-        (writer.path / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file(stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
+        write_adapter(writer.path, graph, sites, whole, settings, model.config)
+        save_file(_stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
         return writer.commit(_description(model, sites)).path
 
 
-def adapter_tensors(graph: fx.GraphModule, sites: tuple[AdapterSite, ...]) -> dict[str, Tensor]:
+def refuse_stacked(sites: tuple[AdapterSite, ...]) -> None:
+    """PEFT's format holds one adapter a layer in one folder.
+
+    Raises:
+        SiteError: one layer carries several.
+    """
+    if len({site.path for site in sites}) < len(sites):
+        names = ", ".join(site.name for site in sites if site.name != site.path)
+        raise SiteError("A layer carries several adapters.", given=names, expected="one adapter per layer to save")
+
+
+def write_adapter(
+    folder: Path,
+    graph: fx.GraphModule,
+    sites: tuple[AdapterSite, ...],
+    whole: Mapping[str, Tensor],
+    settings: AdapterConfig,
+    model_config: Any,
+) -> None:
+    """The two files that PEFT reads.
+
+    Args:
+        graph: that holds the sites; whole: tensors of modules saved whole, by PEFT's names.
+        settings: of the method, for what no site says; model_config: transformers' config of the base model.
+    """
+    tensors = _stored({**_adapter_tensors(graph, sites), **whole})
+    save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
+    config = _peft_config(graph, sites, whole, settings, model_config)
+    (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _adapter_tensors(graph: fx.GraphModule, sites: tuple[AdapterSite, ...]) -> dict[str, Tensor]:
     """A and B of each site under PEFT's names."""
     return {
         f"{PEFT_PREFIX}{site.path}.lora_{half}.weight": get_tensor(graph, str(node.target))
@@ -116,19 +142,14 @@ def without_wrapper(name: str) -> str:
     return name.removeprefix(PEFT_PREFIX).replace(".modules_to_save.default.", ".")
 
 
-def peft_config(
+def _peft_config(
     graph: fx.GraphModule,
     sites: tuple[AdapterSite, ...],
     whole: Mapping[str, Tensor],
     settings: AdapterConfig,
     model_config: Any,
 ) -> dict[str, Any]:
-    """adapter_config.json: the commonest rank and scale, patterns for the others.
-
-    Args:
-        graph: that holds the sites; whole: modules saved whole, by PEFT's names of their tensors.
-        settings: of the method, for what no site says; model_config: transformers' config of the base model.
-    """
+    """adapter_config.json: the commonest rank and scale, patterns for the others."""
     scales = {site.path: _scale(graph, site) for site in sites}
     rank = Counter([site.rank for site in sites] or [settings.rank]).most_common(1)[0][0]
     alphas = {site.path: scales[site.path] * site.rank for site in sites}
@@ -162,7 +183,6 @@ def _scale(graph: fx.GraphModule, site: AdapterSite) -> float:
 def _description(model: GatedModel, sites: tuple[AdapterSite, ...]) -> dict[str, Any]:
     graph = model.graph_module
     rows = [{"name": site.name, "rank": site.rank, "scale": _scale(graph, site)} for site in sites]
-    signature = model.signature
     return {
         "kind": KIND,
         "methods": {
@@ -170,9 +190,7 @@ def _description(model: GatedModel, sites: tuple[AdapterSite, ...]) -> dict[str,
             for name, method in model.methods.items()
         },
         "budget": model.budget,
-        "inputs": list(signature.input_names),
-        "outputs": list(signature.outputs),
-        "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in signature.inputs},
+        **model.signature.described(),
         "sites": rows,
         "adapters": _adapters(graph),
         "facts": {name: dict(method.trained_facts(graph)) for name, method in model.methods.items()},
@@ -186,6 +204,6 @@ def _adapters(graph: fx.GraphModule) -> list[dict[str, Any]]:
     return [{"name": name, **row} for name, row in found.items()]
 
 
-def stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _stored(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that safetensors can write."""
     return {name: tensor.detach().contiguous().cpu().clone() for name, tensor in tensors.items()}

@@ -55,6 +55,14 @@ class Signature:
         """The inputs' names in the order the graph takes them."""
         return tuple(spec.name for spec in self.inputs)
 
+    def described(self) -> dict[str, object]:
+        """The signature as plain data, the part of a manifest that every artifact has."""
+        return {
+            "inputs": list(self.input_names),
+            "outputs": list(self.outputs),
+            "axes": {spec.name: [str(axis) for axis in spec.axes] for spec in self.inputs},
+        }
+
     def arrange(self, given: Mapping[str, object]) -> list[Tensor]:
         """The call's tensors in the graph's order.
 
