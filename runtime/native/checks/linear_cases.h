@@ -32,7 +32,7 @@ class LinearCase {
         indices[size_t(e * rank + slot)] = (slot + e) % rank;
     Tensor list;
     list.data = indices.data(), list.axes = 2, list.sizes[0] = batch, list.sizes[1] = rank;
-    run_gated_linear<Store>(call, a.data(), b.data(), b.stride(), list, Real<Store>(kScale), scratch.u(), Serial{});
+    run_gated_linear<Store>(call, a.data(), b.data(), list, Real<Store>(kScale), scratch.u(), Serial{});
     return agrees([&](int64_t row, int64_t j) {
       for (int64_t slot = 0; slot < rank; ++slot)
         if (indices[size_t(row / tokens * rank + slot)] == j) return true;
@@ -48,7 +48,7 @@ class LinearCase {
         for (int64_t o = 0; o < d_out; ++o)
           gram[size_t(i * rank + j)] += Real<Store>(lora_b.at(o * rank + i) * lora_b.at(o * rank + j));
     const Gate<Store> gate{gram.data(), Real<Store>(threshold)};
-    run_token_gated_linear<Store>(call, a.data(), b.data(), b.stride(), rank, gate, Real<Store>(kScale), Serial{});
+    run_token_gated_linear<Store>(call, a.data(), b.data(), rank, gate, Real<Store>(kScale), Serial{});
     // A layer that answers zeros takes its update whatever the threshold.
     return agrees([&](int64_t row, int64_t) { return threshold == 0 || silent(row); }, [](int64_t) { return false; });
   }
@@ -67,9 +67,9 @@ class LinearCase {
   int64_t batch, tokens, d_in, d_out, rank;
   Array<Store> x, weight, second, bias, lora_a, lora_b, result;
   Panels<Store> panels, panels1;
-  PanelRows<Store> padded;
+  PanelRow<Store> padded;
   Widened<Store> a;
-  PanelColumns<Store> b;
+  Turned<Store> b;
   Scratch<Store> scratch;
   Linear<Store> call;
 

@@ -38,6 +38,8 @@ struct Gate {
 // instruction set; the last one is filled up with zeros.
 constexpr int64_t kPanel = 16;
 constexpr int64_t panels_of(int64_t d_out) { return (d_out + kPanel - 1) / kPanel; }
+// Elements of a row of d_out that is filled up to whole panels.
+constexpr int64_t whole_panels(int64_t d_out) { return panels_of(d_out) * kPanel; }
 
 // A frozen layer, y = W x + bias.
 template <class Store>

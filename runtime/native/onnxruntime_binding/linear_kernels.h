@@ -12,7 +12,7 @@ struct LayerInput {
   Linear<Store> call;
   Tensor weight, bias;
   Panels<Store> own_panels;
-  PanelRows<Store> own_bias;
+  PanelRow<Store> own_bias;
   Scratch<Store> scratch;
 
   Status* read(const Api& api, KernelContext* context, size_t weight_place, size_t bias_place) {
@@ -23,9 +23,9 @@ struct LayerInput {
   }
 
   Status* start(const Api& api, KernelContext* context, const Constant<Panels<Store>>& panels,
-                const Constant<PanelRows<Store>>& constant_bias, int64_t rank) {
+                const Constant<PanelRow<Store>>& constant_bias, int64_t rank) {
     const Panels<Store>* used_panels = nullptr;
-    const PanelRows<Store>* used_bias = nullptr;
+    const PanelRow<Store>* used_bias = nullptr;
     GATEFX_RETURN_IF_ERROR(panels.get(api, weight, own_panels, used_panels));
     GATEFX_RETURN_IF_ERROR(constant_bias.get(api, bias, own_bias, used_bias));
     call.layer = {used_panels->data(), used_bias->data(), call.x.last(), weight.sizes[0]};
@@ -41,9 +41,9 @@ struct LayerInput {
 template <class Store>
 struct AdaptedLayer {
   Constant<Panels<Store>> panels;
-  Constant<PanelRows<Store>> bias;
+  Constant<PanelRow<Store>> bias;
   Constant<Widened<Store>> lora_a;
-  Constant<PanelColumns<Store>> lora_b;
+  Constant<Turned<Store>> lora_b;
 
   Status* create(const Api& api, const KernelInfo* info) {
     GATEFX_RETURN_IF_ERROR(panels.create(api, info, 1, 2));
@@ -57,9 +57,9 @@ struct AdaptedLayer {
 template <class Store>
 struct AdaptedInput : LayerInput<Store> {
   Widened<Store> own_a;
-  PanelColumns<Store> own_b;
+  Turned<Store> own_b;
   const Real<Store>*a = nullptr, *b = nullptr;
-  int64_t rank = 0, stride = 0;
+  int64_t rank = 0;
 
   Status* read(const Api& api, KernelContext* context, const AdaptedLayer<Store>& layer) {
     Tensor lora_a, lora_b;
@@ -69,10 +69,10 @@ struct AdaptedInput : LayerInput<Store> {
     const Activations io{answer_of(this->call.x, this->weight), this->call.x};
     GATEFX_RETURN_IF_ERROR(status_of(api, check_adapter(io, lora_a, lora_b)));
     const Widened<Store>* used_a = nullptr;
-    const PanelColumns<Store>* used_b = nullptr;
+    const Turned<Store>* used_b = nullptr;
     GATEFX_RETURN_IF_ERROR(layer.lora_a.get(api, lora_a, own_a, used_a));
     GATEFX_RETURN_IF_ERROR(layer.lora_b.get(api, lora_b, own_b, used_b));
-    a = used_a->data(), b = used_b->data(), stride = used_b->stride(), rank = lora_a.sizes[0];
+    a = used_a->data(), b = used_b->data(), rank = lora_a.sizes[0];
     return this->start(api, context, layer.panels, layer.bias, rank);
   }
 };
@@ -96,7 +96,7 @@ struct GatedLinear {
     GATEFX_RETURN_IF_ERROR(read_scalar<Store>(api, context, 6, scale));
     if (!indices.is_matrix(input.call.x.sizes[0], input.rank))
       return api.error(Code::kInvalidArgument, "gatefx: indices are not (B, r)");
-    return run_gated_linear<Store>(input.call, input.a, input.b, input.stride, indices, scale, input.scratch.u(),
+    return run_gated_linear<Store>(input.call, input.a, input.b, indices, scale, input.scratch.u(),
                                    ParallelFor{api, context});
   }
 };
@@ -123,7 +123,7 @@ struct TokenGatedLinear {
     if (!gram.is_matrix(input.rank, input.rank)) return api.error(Code::kInvalidArgument, "gatefx: G is not (r, r)");
     GATEFX_RETURN_IF_ERROR(status_of(api, prepare(prepared_gram, gram)));
     const Gate<Store> gate{prepared_gram.data(), threshold};
-    return run_token_gated_linear<Store>(input.call, input.a, input.b, input.stride, input.rank, gate, scale,
+    return run_token_gated_linear<Store>(input.call, input.a, input.b, input.rank, gate, scale,
                                          ParallelFor{api, context});
   }
 };
@@ -136,7 +136,7 @@ struct RoutedLinear {
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         Element::kBool};
   Constant<Panels<Store>> panels0, panels1;
-  Constant<PanelRows<Store>> bias;
+  Constant<PanelRow<Store>> bias;
 
   Status* create(const Api& api, const KernelInfo* info) {
     GATEFX_RETURN_IF_ERROR(panels0.create(api, info, 1, 2));

@@ -1,6 +1,8 @@
 // A and B of an adapter as the kernels read them: rows of A, columns of B stored as rows, in the arithmetic's type.
 #pragma once
-#include "../kernels/storage.h"
+#include <cstring>
+
+#include "../kernels/table.h"
 #include "buffer.h"
 #include "tensor.h"
 
@@ -48,20 +50,21 @@ class Widened {
   const Real<Store>* view_ = nullptr;
 };
 
-// A matrix (rows, columns) as a copy (columns, rows).
+// A matrix (rows, columns) as a copy (columns, rows), its rows filled up with zeros to whole panels.
 template <class Store>
 class Turned {
  public:
   bool set(const Tensor& matrix) {
-    const int64_t rows = matrix.sizes[0], columns = matrix.sizes[1];
-    if (!copy_.resize(rows * columns)) return false;
+    const int64_t rows = matrix.sizes[0], columns = matrix.sizes[1], stride = whole_panels(rows);
+    if (!copy_.resize(stride * columns)) return false;
+    std::memset(copy_.data(), 0, size_t(stride * columns) * sizeof(Real<Store>));
     const Store* from = matrix.as<Store>();
     Real<Store>* to = copy_.data();
     // Stripes of rows, so that what one column writes is still in the cache when the next one is read.
     for (int64_t first = 0; first < rows; first += kStripe) {
       const int64_t end = rows - first < kStripe ? rows : first + kStripe;
       for (int64_t j = 0; j < columns; ++j)
-        for (int64_t i = first; i < end; ++i) to[j * rows + i] = widened(from[i * columns + j]);
+        for (int64_t i = first; i < end; ++i) to[j * stride + i] = widened(from[i * columns + j]);
     }
     return true;
   }

@@ -105,22 +105,14 @@ void multiply(const Linear<Store>& call, int64_t count, const Row& row, const Re
 }
 
 // gated_linear: W x + bias, plus the update in the directions that row b of `indices` (B, r) lists for example b.
-// Rows of `b` are `stride` apart and whole panels long.
 template <class Store, class Parallel>
-auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b, int64_t stride,
+auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b,
                       const Tensor& indices, Real<Store> scale, Real<Store>* u, Parallel&& parallel) {
   const int64_t tokens = call.x.count(1, call.x.axes - 1), slots = indices.sizes[1], examples = call.x.sizes[0];
   const Cut cut(examples, tokens, call.layer.d_out);
   auto with_directions = [&](int64_t example, const auto& task) {
-    const Real<Store>*rows_a[kMaxRank], *rows_b[kMaxRank];
-    Directions<Store> use{rows_a, rows_b, 0, scale};
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      const int64_t direction = indices.as<int64_t>()[example * slots + slot];
-      if (direction < 0 || direction >= slots) continue;
-      rows_a[use.rank] = a + direction * call.layer.d_in;
-      rows_b[use.rank++] = b + direction * stride;
-    }
-    task(use);
+    Selection<Store> selection(a, b, call.layer.d_in, call.layer.d_out, scale);
+    task(selection.listed(indices.as<int64_t>() + example * slots, slots));
   };
   auto project = [&](int64_t example, int64_t block, const Directions<Store>& use) {
     const int64_t first = example * tokens + cut.first_token(block);
@@ -147,17 +139,16 @@ auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Rea
 
 // token_gated_linear: the layer, then the update of the tokens whose update is large enough beside what it answers.
 template <class Store, class Parallel>
-auto run_token_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b, int64_t stride,
+auto run_token_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b,
                             int64_t rank, const Gate<Store>& gate, Real<Store> scale, Parallel&& parallel) {
   const Cut cut(1, call.tokens(), call.layer.d_out);
   auto update = [&](int64_t block) {
-    const Real<Store>*rows_a[kMaxRank], *rows_b[kMaxRank];
-    for (int64_t j = 0; j < rank; ++j) rows_a[j] = a + j * call.layer.d_in, rows_b[j] = b + j * stride;
+    Selection<Store> selection(a, b, call.layer.d_in, call.layer.d_out, scale);
     const int64_t first = cut.first_token(block);
     Store* out = call.out + first * call.layer.d_out;
     const Rows<Store> rows{call.x.template as<Store>() + first * call.layer.d_in, out, out, cut.count(block),
                            call.layer.d_in, call.layer.d_out};
-    kernels().template of<Store>().add_large_updates(rows, {rows_a, rows_b, rank, scale}, gate);
+    kernels().template of<Store>().add_large_updates(rows, selection.all(rank), gate);
   };
   if (auto error = parallel(cut.blocks * cut.parts, [&](int64_t task) {
         const int64_t block = task / cut.parts, first = cut.first_token(block);

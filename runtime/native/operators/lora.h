@@ -42,6 +42,37 @@ Rows<Store> rows_of(const Activations& io, int64_t first, int64_t tokens) {
           tokens, io.d_in(), io.d_out()};
 }
 
+// The directions of a call: those that one row of `indices` (r) lists, entries outside 0 … r-1 are inactive; or all.
+// Rows of A (r, d_in) follow each other, rows of `b` are filled up to whole panels.
+template <class Store>
+class Selection {
+ public:
+  Selection(const Real<Store>* a, const Real<Store>* b, int64_t d_in, int64_t d_out, Real<Store> scale)
+      : use_{rows_a_, rows_b_, 0, scale}, a_(a), b_(b), d_in_(d_in), stride_(whole_panels(d_out)) {}
+  Selection(const Selection&) = delete;
+  Selection& operator=(const Selection&) = delete;
+
+  const Directions<Store>& listed(const int64_t* indices, int64_t slots) {
+    for (int64_t slot = 0; slot < slots; ++slot)
+      if (indices[slot] >= 0 && indices[slot] < slots) add(indices[slot]);
+    return use_;
+  }
+  const Directions<Store>& all(int64_t rank) {
+    for (int64_t j = 0; j < rank; ++j) add(j);
+    return use_;
+  }
+
+ private:
+  void add(int64_t direction) {
+    rows_a_[use_.rank] = a_ + direction * d_in_;
+    rows_b_[use_.rank++] = b_ + direction * stride_;
+  }
+  const Real<Store>*rows_a_[kMaxRank], *rows_b_[kMaxRank];
+  Directions<Store> use_;
+  const Real<Store>*a_, *b_;
+  int64_t d_in_, stride_;
+};
+
 // gated_lora: example b uses the directions that row b of `indices` (B, r) lists; entries outside 0 … r-1 are inactive.
 template <class Store, class Parallel>
 auto run_gated(const Activations& io, const Real<Store>* a, const Real<Store>* b, const Tensor& indices,
@@ -51,14 +82,8 @@ auto run_gated(const Activations& io, const Real<Store>* a, const Real<Store>* b
   const auto run = kernels().template of<Store>().add_update;
   return parallel(io.x.sizes[0] * parts, [&, run](int64_t task) {
     const int64_t example = task / parts, first = task % parts * kTaskTokens;
-    const Real<Store>*rows_a[kMaxRank], *rows_b[kMaxRank];
-    Directions<Store> use{rows_a, rows_b, 0, scale};
-    for (int64_t slot = 0; slot < slots; ++slot) {
-      const int64_t direction = indices.as<int64_t>()[example * slots + slot];
-      if (direction < 0 || direction >= slots) continue;
-      rows_a[use.rank] = a + direction * io.d_in();
-      rows_b[use.rank++] = b + direction * io.d_out();
-    }
+    Selection<Store> selection(a, b, io.d_in(), io.d_out(), scale);
+    const auto& use = selection.listed(indices.as<int64_t>() + example * slots, slots);
     const int64_t count = tokens - first < kTaskTokens ? tokens - first : kTaskTokens;
     run(rows_of<Store>(io, example * tokens + first, count), use);
   });
@@ -71,11 +96,10 @@ auto run_token_gated(const Activations& io, const Real<Store>* a, const Real<Sto
   const int64_t tokens = io.x.count(0, io.x.axes - 1);
   const auto run = kernels().template of<Store>().add_large_updates;
   return parallel((tokens + kTaskTokens - 1) / kTaskTokens, [&, run](int64_t task) {
-    const Real<Store>*rows_a[kMaxRank], *rows_b[kMaxRank];
-    for (int64_t j = 0; j < rank; ++j) rows_a[j] = a + j * io.d_in(), rows_b[j] = b + j * io.d_out();
+    Selection<Store> selection(a, b, io.d_in(), io.d_out(), scale);
     const int64_t first = task * kTaskTokens;
     const int64_t count = tokens - first < kTaskTokens ? tokens - first : kTaskTokens;
-    run(rows_of<Store>(io, first, count), {rows_a, rows_b, rank, scale}, gate);
+    run(rows_of<Store>(io, first, count), selection.all(rank), gate);
   });
 }
 
