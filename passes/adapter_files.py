@@ -1,6 +1,6 @@
 """Save a deployed model's adapters as a plain LoRA folder in PEFT's format, where that is the whole truth.
 
-folder/adapter_model.safetensors   A, B and whole-trained modules, under PEFT's names
+folder/adapter_model.safetensors   A, B, trained biases and whole-trained modules, under PEFT's names
 folder/adapter_config.json         rank_pattern and alpha_pattern where sites differ; exactly the adapted layers
 folder/gatefx.json                 methods and budgets that led here, sha256 of each file
 
@@ -22,7 +22,7 @@ from ..errors import SiteError
 from ..models.families import HEAD_MODULES
 from ..models.gate_modules import GATE_MODULES
 from ..runtime.artifact import ArtifactWriter
-from .find.adapters import AdapterSite, find_sites
+from .find.adapters import AdapterSite, find_sites, plain_path
 from .find.thresholds import additive_sites
 from .gated_files import PEFT_PREFIX, refuse_stacked, without_wrapper, write_adapter
 
@@ -44,10 +44,9 @@ def save_adapter(model: DeployedModel, folder: str | Path, *, overwrite: bool = 
     graph = model.graph_module
     sites = _plain_sites(model, graph)
     settings = next(iter(model.methods.values()))
-    heads = HEAD_MODULES if settings.train_modules is None else settings.train_modules
-    whole = _whole_modules(graph, heads)
+    whole, biases = _trained_beside(model, sites)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        write_adapter(writer.path, graph, sites, whole, settings, model.config)
+        write_adapter(writer.path, graph, sites, whole, settings, model.config, biases)
         return writer.commit(_description(model)).path
 
 
@@ -93,12 +92,38 @@ def _description(model: DeployedModel) -> dict[str, Any]:
     }
 
 
-def _whole_modules(graph: fx.GraphModule, heads: tuple[str, ...]) -> dict[str, Tensor]:
-    """Modules that were trained whole, the head first of all, under PEFT's names."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in graph.named_parameters():
-        parts = name.split(".")
-        kept = "modules_to_save" in parts or (any(part in heads for part in parts) and "original_module" not in parts)
-        if kept and ".lora_" not in name:
-            found[PEFT_PREFIX + without_wrapper(name).replace(".base_layer.", ".")] = parameter
-    return found
+def _trained_beside(
+    model: DeployedModel, sites: tuple[AdapterSite, ...]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What was trained beside the adapters, under PEFT's names: (modules that are saved whole, single biases).
+
+    A head is saved whole even if it was frozen before `optimize`: no base model has it.
+    """
+    settings = next(iter(model.methods.values()))
+    heads = HEAD_MODULES if settings.train_modules is None else settings.train_modules
+    parameters = {name: value for name, value in model.graph_module.named_parameters() if ".lora_" not in name}
+    wholes = {_module(name) for name in parameters if _is_whole(name, heads)}
+    wholes |= {_module(name) for name in model.trained & parameters.keys() if not name.endswith(".bias")}
+    adapted = {site.path for site in sites}
+    whole: dict[str, Tensor] = {}
+    biases: dict[str, Tensor] = {}
+    for name, parameter in parameters.items():
+        path = plain_path(without_wrapper(name))
+        if _module(name) in wholes:
+            whole[f"{PEFT_PREFIX}{path}.{_leaf(name)}"] = parameter
+        elif name in model.trained:
+            biases[f"{PEFT_PREFIX}{path}{'.base_layer' if path in adapted else ''}.{_leaf(name)}"] = parameter
+    return whole, biases
+
+
+def _is_whole(name: str, heads: tuple[str, ...]) -> bool:
+    parts = name.split(".")
+    return "modules_to_save" in parts or (any(part in heads for part in parts) and "original_module" not in parts)
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _leaf(name: str) -> str:
+    return name.rpartition(".")[2]

@@ -31,6 +31,7 @@ class DeployedModel(RecoveringProgram):
     Attributes:
         methods: name → the method's config, in the order in which they act; decisions: what each decided.
         sites: every adapter site and the form it took.
+        trained: names of parameters that were trained beside adapters and gates: heads, biases.
         programs: the graphs that generate, of a decoder; they follow the budget too.
     """
 
@@ -42,6 +43,7 @@ class DeployedModel(RecoveringProgram):
         methods: Mapping[str, AdapterConfig],
         decisions: Mapping[str, Decision],
         sites: tuple[DeployedSite, ...],
+        trained: frozenset[str],
         programs: DecoderPrograms | None,
         loss: TaskLoss,
         model_config: Any,
@@ -53,6 +55,7 @@ class DeployedModel(RecoveringProgram):
         self.decisions = dict(decisions)
         rules = (decision.recovery for decision in decisions.values())
         self.recovery = self._reference.recovery = next((rule for rule in rules if rule is not None), None)
+        self.trained = trained
         self.programs = programs
         graphs = [programs.prefill, programs.decode, programs.reference] if programs is not None else []
         self._programs = nn.ModuleList(graphs)  # so that they move and cast with the model

@@ -18,6 +18,7 @@ from .decode.programs import decoder_programs
 from .deployed import DeployedModel
 from .find.adapters import find_sites
 from .gated import GatedModel
+from .gated_files import gate_tensors
 from .harden.freeze import FreezeRegularization
 from .methods.method import DeployOptions
 from .sites import DeployedSite
@@ -51,6 +52,7 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
         methods={name: method.config for name, method in model.methods.items()},
         decisions=decisions,
         sites=sites,
+        trained=_trained_beside(model),
         programs=programs,
         loss=model.loss,
         model_config=model.config,
@@ -60,6 +62,14 @@ def deploy(model: GatedModel, data: Sequence[Mapping[str, Tensor]] | None, optio
             facts={name: dict(decision.facts) for name, decision in decisions.items() if decision.facts},
         ),
     )
+
+
+def _trained_beside(model: GatedModel) -> frozenset[str]:
+    """Names of the parameters that train beside adapters and gates."""
+    graph = model.graph_module
+    adapters = frozenset().union(*(method.adapter_tensors(graph) for method in model.methods.values()))
+    own = adapters | gate_tensors(graph).keys()
+    return frozenset(name for name, parameter in graph.named_parameters() if parameter.requires_grad) - own
 
 
 def _sites(

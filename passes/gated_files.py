@@ -13,6 +13,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
@@ -81,16 +82,18 @@ def write_adapter(
     whole: Mapping[str, Tensor],
     settings: AdapterConfig,
     model_config: Any,
+    biases: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """The two files that PEFT reads.
 
     Args:
         graph: that holds the sites; whole: tensors of modules saved whole, by PEFT's names.
         settings: of the method, for what no site says; model_config: transformers' config of the base model.
+        biases: trained in layers that are not saved whole, by PEFT's names.
     """
-    tensors = _stored({**_adapter_tensors(graph, sites), **whole})
+    tensors = _stored({**_adapter_tensors(graph, sites), **whole, **biases})
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    config = _peft_config(graph, sites, whole, settings, model_config)
+    config = _peft_config(graph, sites, whole, settings, model_config) | {"bias": _trained_bias(biases)}
     (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -166,7 +169,6 @@ def _peft_config(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": settings.lora_dropout,
-        "bias": "none",
         "fan_in_fan_out": bool(transposed),
         "use_rslora": False,
         "target_modules": [site.path for site in sites],
@@ -174,6 +176,13 @@ def _peft_config(
         "rank_pattern": {site.path: site.rank for site in sites if site.rank != rank},
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
     }
+
+
+def _trained_bias(biases: Mapping[str, Tensor]) -> str:
+    """PEFT's word for the biases that an adapter brings."""
+    if not biases:
+        return "none"
+    return "lora_only" if all(name.endswith(".base_layer.bias") for name in biases) else "all"
 
 
 def _scale(graph: fx.GraphModule, site: AdapterSite) -> float:

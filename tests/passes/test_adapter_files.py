@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 import gatefx
 from gatefx.config import AdapterConfig
@@ -88,3 +88,29 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         fast.save_adapter(tmp_path / "adapter")
     fast.save_adapter(tmp_path / "adapter", overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("trained", "budget", "word"), [("lora_only", 4, "lora_only"), ("lora_only", 2, "all"), ("all", 4, "all")]
+)
+def test_trained_biases_are_saved(
+    trained: str, budget: int, word: str, tmp_path: Path, tolerance: dict[torch.dtype, float]
+) -> None:
+    """Also those of layers whose adapter was dropped: only "all" makes PEFT keep them when it saves again."""
+    config = LoraConfig(r=4, target_modules=["query", "value"], bias=trained, task_type="SEQ_CLS")  # type: ignore[arg-type]
+    model = get_peft_model(tiny("bert"), config)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and (name.endswith(".bias") or "lora_B" in name):
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.eval().save_pretrained(tmp_path / "trained")
+    opened = PeftModel.from_pretrained(tiny("bert"), str(tmp_path / "trained")).eval()  # nothing trains any more
+    batch = tiny_inputs("bert", 4, 9)
+    fast = gatefx.optimize(opened, WeightLoRA(rank=4), budget, data=[batch], fold=False, progress=False)
+    folder = fast.save_adapter(tmp_path / "kept")
+
+    again = PeftModel.from_pretrained(tiny("bert"), str(folder)).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            again(**batch).logits, fast(**batch)["logits"], rtol=0, atol=tolerance[torch.float32]
+        )
+    assert json.loads((folder / "adapter_config.json").read_text())["bias"] == word
