@@ -24,7 +24,7 @@ from ..models.gate_modules import GATE_MODULES
 from ..runtime.artifact import ArtifactWriter
 from .find.adapters import AdapterSite, find_sites, plain_path
 from .find.thresholds import additive_sites
-from .gated_files import PEFT_PREFIX, refuse_stacked, without_wrapper, write_adapter
+from .gated_files import PEFT_PREFIX, TrainedBeside, refuse_stacked, without_wrapper, write_adapter
 
 if TYPE_CHECKING:
     from .deployed import DeployedModel
@@ -44,9 +44,9 @@ def save_adapter(model: DeployedModel, folder: str | Path, *, overwrite: bool = 
     graph = model.graph_module
     sites = _plain_sites(model, graph)
     settings = next(iter(model.methods.values()))
-    whole, biases = _trained_beside(model, sites)
+    beside = _trained_beside(model, sites)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        write_adapter(writer.path, graph, sites, whole, settings, model.config, biases)
+        write_adapter(writer.path, graph, sites, beside, settings, model.config)
         return writer.commit(_description(model)).path
 
 
@@ -92,10 +92,8 @@ def _description(model: DeployedModel) -> dict[str, Any]:
     }
 
 
-def _trained_beside(
-    model: DeployedModel, sites: tuple[AdapterSite, ...]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What was trained beside the adapters, under PEFT's names: (modules that are saved whole, single biases).
+def _trained_beside(model: DeployedModel, sites: tuple[AdapterSite, ...]) -> TrainedBeside:
+    """Heads and biases.
 
     A head is saved whole even if it was frozen before `optimize`: no base model has it.
     """
@@ -113,7 +111,7 @@ def _trained_beside(
             whole[f"{PEFT_PREFIX}{path}.{_leaf(name)}"] = parameter
         elif name in model.trained:
             biases[f"{PEFT_PREFIX}{path}{'.base_layer' if path in adapted else ''}.{_leaf(name)}"] = parameter
-    return whole, biases
+    return TrainedBeside(whole, biases)
 
 
 def _is_whole(name: str, heads: tuple[str, ...]) -> bool:

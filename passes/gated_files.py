@@ -45,6 +45,25 @@ _TASK_TYPES = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainedBeside:
+    """What was trained beside adapters and gates, under PEFT's names.
+
+    Attributes:
+        whole: tensors of modules saved whole; biases: single ones, of layers that are not saved whole.
+    """
+
+    whole: Mapping[str, Tensor]
+    biases: Mapping[str, Tensor] = MappingProxyType({})
+
+    @property
+    def bias(self) -> str:
+        """PEFT's word for the biases that an adapter brings."""
+        if not self.biases:
+            return "none"
+        return "lora_only" if all(name.endswith(".base_layer.bias") for name in self.biases) else "all"
+
+
 def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False) -> Path:
     """Write a gated model's trained parts to `folder`, whole or not at all.
 
@@ -59,7 +78,7 @@ def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False
     whole, rest = _other_trained(model, sites, frozenset(gates))
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         settings = next(iter(model.methods.values())).config
-        write_adapter(writer.path, graph, sites, whole, settings, model.config)
+        write_adapter(writer.path, graph, sites, TrainedBeside(whole), settings, model.config)
         save_file(_stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
         return writer.commit(_description(model, sites)).path
 
@@ -79,21 +98,19 @@ def write_adapter(
     folder: Path,
     graph: fx.GraphModule,
     sites: tuple[AdapterSite, ...],
-    whole: Mapping[str, Tensor],
+    beside: TrainedBeside,
     settings: AdapterConfig,
     model_config: Any,
-    biases: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> None:
     """The two files that PEFT reads.
 
     Args:
-        graph: that holds the sites; whole: tensors of modules saved whole, by PEFT's names.
+        graph: that holds the sites; beside: what else was trained.
         settings: of the method, for what no site says; model_config: transformers' config of the base model.
-        biases: trained in layers that are not saved whole, by PEFT's names.
     """
-    tensors = _stored({**_adapter_tensors(graph, sites), **whole, **biases})
+    tensors = _stored({**_adapter_tensors(graph, sites), **beside.whole, **beside.biases})
     save_file(tensors, folder / ADAPTER_FILE, metadata={"format": "pt"})
-    config = _peft_config(graph, sites, whole, settings, model_config) | {"bias": _trained_bias(biases)}
+    config = _peft_config(graph, sites, beside, settings, model_config)
     (folder / ADAPTER_CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -148,7 +165,7 @@ def without_wrapper(name: str) -> str:
 def _peft_config(
     graph: fx.GraphModule,
     sites: tuple[AdapterSite, ...],
-    whole: Mapping[str, Tensor],
+    beside: TrainedBeside,
     settings: AdapterConfig,
     model_config: Any,
 ) -> dict[str, Any]:
@@ -160,7 +177,7 @@ def _peft_config(
     transposed = {linear.path for linear in find_linears(graph) if linear.transposed}
     architecture = (getattr(model_config, "architectures", None) or [""])[0]
     task = next((kind for suffix, kind in _TASK_TYPES.items() if architecture.endswith(suffix)), None)
-    heads = sorted({name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in whole})
+    heads = sorted({name.removeprefix(PEFT_PREFIX).rpartition(".")[0] for name in beside.whole})
     return {
         "peft_type": "LORA",
         "task_type": task,
@@ -169,6 +186,7 @@ def _peft_config(
         "r": rank,
         "lora_alpha": alpha,
         "lora_dropout": settings.lora_dropout,
+        "bias": beside.bias,
         "fan_in_fan_out": bool(transposed),
         "use_rslora": False,
         "target_modules": [site.path for site in sites],
@@ -176,13 +194,6 @@ def _peft_config(
         "rank_pattern": {site.path: site.rank for site in sites if site.rank != rank},
         "alpha_pattern": {path: value for path, value in alphas.items() if value != alpha},
     }
-
-
-def _trained_bias(biases: Mapping[str, Tensor]) -> str:
-    """PEFT's word for the biases that an adapter brings."""
-    if not biases:
-        return "none"
-    return "lora_only" if all(name.endswith(".base_layer.bias") for name in biases) else "all"
 
 
 def _scale(graph: fx.GraphModule, site: AdapterSite) -> float:
