@@ -13,7 +13,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
@@ -54,7 +53,7 @@ class TrainedBeside:
     """
 
     whole: Mapping[str, Tensor]
-    biases: Mapping[str, Tensor] = MappingProxyType({})
+    biases: Mapping[str, Tensor]
 
     @property
     def bias(self) -> str:
@@ -78,7 +77,7 @@ def save_gated(model: GatedModel, folder: str | Path, *, overwrite: bool = False
     whole, rest = _other_trained(model, sites, frozenset(gates))
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         settings = next(iter(model.methods.values())).config
-        write_adapter(writer.path, graph, sites, TrainedBeside(whole), settings, model.config)
+        write_adapter(writer.path, graph, sites, TrainedBeside(whole, {}), settings, model.config)
         save_file(_stored({**gates, **rest}), writer.path / GATES_FILE, metadata={"format": "pt"})
         return writer.commit(_description(model, sites)).path
 
