@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...errors import CaptureError, GatefxError, InputError, missing_package
 from ..simplify.fuse_updates import FuseUpdates
 from .dynamic_export import export_dynamic, first_line
+from .onnx_attention import attend_on_rows
 from .onnx_names import name_axes, name_nodes
 from .shared_axes import state_shared_axes
 
@@ -234,6 +235,7 @@ def _clean(model: onnx_ir.Model, opset: int) -> None:
     fold_constants(model, should_fold=lambda node: False if weights.intersection(node.inputs) else None)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
+    attend_on_rows(model)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)
     used = [node.op_type for node in model.graph if node.domain == DOMAIN]
