@@ -74,6 +74,10 @@ class ProviderError(GatefxError):
     """An execution provider that was asked for and is not what the session would run on."""
 
 
+class UnansweredError(GatefxError):
+    """A request that a server did not answer, through no fault of the request: it may be sent again."""
+
+
 def missing_package(package: str, *, extra: str, feature: str) -> MissingDependencyError:
     """The error for an optional `package` that `feature` needs and that the extra `extra` installs."""
     return MissingDependencyError(

@@ -58,6 +58,7 @@ def capabilities() -> tuple[Capability, ...]:
         _compile(),
         _package("transformers", "transformers", "transformers", "hf"),
         _package("peft", "peft", "peft", "hf"),
+        _package("Ray Serve", "ray", "ray", "serve"),
     )
 
 

@@ -209,6 +209,33 @@ def demo(
 
 
 @app.command()
+def serve(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
+    folder: Annotated[Path, typer.Argument(help="An exported model.", show_default=False)],
+    replicas: Annotated[int, typer.Option(min=1, help="Processes that each hold the model.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Examples that run together at most.")] = 8,
+    wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a request waits for others.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads, and CPUs, of each replica.")] = 1,
+    longest: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of the longest request.", show_default="the model's own limit")
+    ] = None,
+    drain: Annotated[float, typer.Option(min=0, help="Seconds that requests in flight have at shutdown.")] = 30.0,
+    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt, or ONNX Runtime's own name.")] = "cpu",
+    host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP door.")] = 8000,
+    debug: Debug = False,
+) -> None:
+    """Answer requests over HTTP with Ray Serve, in batches, until it is interrupted."""
+    with reported(debug):
+        from ..runtime.serving.options import ServeOptions
+        from .serving import run_serve
+
+        options = ServeOptions(
+            replicas, max_batch, wait_ms, threads=threads, longest=longest, drain_s=drain, provider=provider
+        )
+        run_serve(folder, options, host=host, port=port)
+
+
+@app.command()
 def doctor(as_json: Json = False, debug: Debug = False) -> None:
     """Say which engines and kernels are active on this machine, and for each that is not, why."""
     with reported(debug):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -19,11 +20,11 @@ class Request:
 
     Attributes:
         arrays: input name → (1, T), of one T.
-        budget: for this request; None takes the session's.
+        budget: for this request, of several methods by name; None takes the session's.
     """
 
     arrays: Mapping[str, np.ndarray]
-    budget: float | None = None
+    budget: float | Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         shapes = {name: array.shape for name, array in self.arrays.items()}
@@ -35,6 +36,12 @@ class Request:
     def length(self) -> int:
         """T of this request."""
         return int(next(iter(self.arrays.values())).shape[1])
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What requests of one batch have in common beside their length."""
+        budget = tuple(sorted(self.budget.items())) if isinstance(self.budget, Mapping) else self.budget
+        return budget, tuple(sorted(self.arrays))
 
 
 def groups(requests: Sequence[Request], *, width: int, most: int) -> list[list[int]]:
@@ -57,12 +64,16 @@ def groups(requests: Sequence[Request], *, width: int, most: int) -> list[list[i
     for index, request in enumerate(requests):
         length = request.length
         bucket = -(-length // width) * width if MASK in request.arrays else length
-        waiting.setdefault((request.budget, tuple(sorted(request.arrays)), bucket), []).append(index)
+        waiting.setdefault((request.kind, bucket), []).append(index)
     return [alike[start : start + most] for alike in waiting.values() for start in range(0, len(alike), most)]
 
 
-def padded(requests: Sequence[Request]) -> dict[str, np.ndarray]:
-    """Input name → (B, T), T the longest of one group's requests; zeros on the right, which the mask shuts.
+def padded(requests: Sequence[Request], fill: Mapping[str, int] = MappingProxyType({})) -> dict[str, np.ndarray]:
+    """Input name → (B, T), T the longest of one group's requests, padded on the right, where the mask is shut.
+
+    Args:
+        requests: of one group.
+        fill: input name → the value of padding, where it is not zero: some heads look for it to find a text's end.
 
     Raises:
         InputError: lengths that differ without a mask.
@@ -73,7 +84,10 @@ def padded(requests: Sequence[Request]) -> dict[str, np.ndarray]:
         raise InputError("Requests of different lengths need a mask.", given=", ".join(names), expected=MASK)
     return {
         name: np.concatenate(
-            [np.pad(request.arrays[name], ((0, 0), (0, longest - request.length))) for request in requests]
+            [
+                np.pad(request.arrays[name], ((0, 0), (0, longest - request.length)), constant_values=fill.get(name, 0))
+                for request in requests
+            ]
         )
         for name in names
     }

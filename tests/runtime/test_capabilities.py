@@ -26,6 +26,7 @@ NAMES = [
     "torch.compile",
     "transformers",
     "peft",
+    "Ray Serve",
 ]
 
 
@@ -103,13 +104,14 @@ def test_the_driver_must_start_and_count_a_device(
 
 
 def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, "triton", "tensorrt_rtx", "transformers", "peft")
+    without(monkeypatch, "triton", "tensorrt_rtx", "transformers", "peft", "ray")
     found = rows()
     extras = {
         "Triton kernels": "triton",
         "TensorRT for RTX (trial builds)": "tensorrt",
         "transformers": "hf",
         "peft": "hf",
+        "Ray Serve": "serve",
     }
     for name, extra in extras.items():
         assert not found[name].available
@@ -136,7 +138,7 @@ def test_torch_compile_needs_the_compiler_that_is_named(tmp_path: Path, monkeypa
 def test_packages_are_looked_up_and_not_imported() -> None:
     code = (
         "import sys, gatefx.runtime.capabilities; gatefx.runtime.capabilities.capabilities();"
-        "heavy = ('transformers', 'peft', 'triton', 'tensorrt_rtx', 'torch._inductor.compile_fx');"
+        "heavy = ('transformers', 'peft', 'triton', 'tensorrt_rtx', 'ray', 'torch._inductor.compile_fx');"
         "print([name for name in heavy if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

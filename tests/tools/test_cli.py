@@ -33,6 +33,18 @@ OPTIONS = {
         "--text",
         "--text-column",
     },
+    ("serve",): {
+        "--debug",
+        "--drain",
+        "--host",
+        "--longest",
+        "--max-batch",
+        "--port",
+        "--provider",
+        "--replicas",
+        "--threads",
+        "--wait-ms",
+    },
     ("doctor",): {"--debug", "--json"},
     ("build-native",): {"--debug"},
     ("demo",): {"--debug", "--fast", "--out", "--overwrite", "--seed"},
@@ -45,7 +57,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_commands_and_flags_are_the_promised_ones() -> None:
     root = typer.main.get_command(app)
-    assert set(root.commands) == {"build-native", "demo", "doctor", "export", "inspect", "optimize"}
+    assert set(root.commands) == {"build-native", "demo", "doctor", "export", "inspect", "optimize", "serve"}
     assert set(root.commands["export"].commands) == {"onnx"}
     for path, options in OPTIONS.items():
         command = root

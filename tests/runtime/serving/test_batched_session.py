@@ -2,44 +2,59 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from peft import LoraConfig, get_peft_model
+import torch
 
 import gatefx
 from gatefx.models.tiny import tiny, tiny_inputs
-from gatefx.runtime.serving.batching import Request, groups, padded, scattered
+from gatefx.runtime.serving.answering import answers
+from gatefx.runtime.serving.batching import Request
+from gatefx.runtime.serving.options import ServeOptions
+from gatefx.runtime.serving.served_model import ServedModel, open_session, served_model
 
 
-@pytest.fixture(scope="module")
-def session(tmp_path_factory: Any) -> Any:
-    """Of ccm on a small BERT, with budgets that change at run time."""
-    model = get_peft_model(tiny("bert"), LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False))
-    data = [tiny_inputs("bert", batch=4, tokens=24, seed=seed) for seed in range(2)]
-    fast = gatefx.optimize(model.eval(), "ccm", 2, data=data, distill_steps=5, progress=False)
-    folder: Path = gatefx.export(fast, tmp_path_factory.mktemp("served") / "out")
-    return gatefx.load(folder, threads=1)
+def check(session: Any, model: ServedModel, requests: list[Request], most: int, atol: float) -> None:
+    found, shares = answers(session, model, requests, width=8, most=most)
+    assert (len(shares) < len(requests)) == (most > 1)
+    for request, answer in zip(requests, found, strict=True):
+        assert isinstance(answer, dict)
+        for name, expected in session.run(request.arrays, budget=request.budget).items():
+            assert answer[name].shape == expected.shape
+            np.testing.assert_allclose(answer[name], expected, atol=atol, rtol=0)
 
 
-def test_batches_answer_as_the_session_does_alone(session: Any) -> None:
+@pytest.mark.parametrize("most", [1, 8])
+def test_batches_answer_as_the_session_does_alone(
+    session: Any, served_folder: Path, text: Callable[[int], Any], tolerance: Any, most: int
+) -> None:
+    """Alone bit for bit; in a batch sums are taken in another order."""
+    model = served_model(str(served_folder), session, ServeOptions())
     random = np.random.default_rng(3)
-    names = [spec.name for spec in session.inputs]
+    requests = [model.request(text(seed), float(random.choice([1, 2, 3]))) for seed in range(60)]
+    check(session, model, requests, most, 0.0 if most == 1 else tolerance[torch.float32])
+
+
+@pytest.mark.parametrize("family", ["gpt2", "roberta"])
+def test_heads_that_look_for_padding_find_it(family: str, tmp_path: Path, tolerance: Any) -> None:
+    """Padding is the tokenizer's own: a classifier on a decoder reads the last token that is not padding."""
+    data = [tiny_inputs(family, batch=4, tokens=20, seed=seed) for seed in range(2)]
+    fast = gatefx.optimize(
+        gatefx.prepare(tiny(family), "ccm", 2, rank=4, example_inputs=data[0]).eval(),
+        data=data,
+        distill_steps=2,
+        progress=False,
+    )
+    folder = str(gatefx.export(fast, tmp_path / "out"))
+    session = open_session(folder, ServeOptions())
+    model = served_model(folder, session, ServeOptions())
     requests = []
-    for _ in range(60):
-        length = int(random.integers(4, 30))
-        whole = tiny_inputs("bert", batch=2, tokens=length, seed=length)
-        arrays = {name: np.asarray(whole[name][:1]) for name in names}
-        arrays["attention_mask"] = np.ones_like(arrays["attention_mask"])
-        requests.append(Request(arrays, float(random.choice([1, 2, 3]))))
-    parts = groups(requests, width=8, most=8)
-    assert len(parts) < len(requests)
-    for group in parts:
-        batch = [requests[index] for index in group]
-        found = session.run(padded(batch), budget=batch[0].budget)
-        for request, answer in zip(batch, scattered(found, batch, session.outputs, "sequence"), strict=True):
-            alone = session.run(request.arrays, budget=request.budget)
-            for name, expected in alone.items():
-                np.testing.assert_allclose(answer[name], expected, atol=1e-5, rtol=0)
+    for seed in range(12):
+        given = tiny_inputs(family, batch=2, tokens=5 + seed, seed=seed)
+        real = int(given["attention_mask"][0].sum())
+        requests.append(model.request({spec.name: given[spec.name][0, :real].numpy() for spec in session.inputs}))
+    check(session, model, requests, 4, tolerance[torch.float32])

@@ -1,0 +1,281 @@
+"""An artifact folder as an application of Ray Serve. The only file that knows Ray.
+
+    client ─HTTP JSON─▶ proxy ─▶ Door ─▶ Model ×replicas (serve.batch ─▶ one session each)
+    handle ─arrays────────────▶ Door ─┘
+
+The door checks requests, so that replicas see only good ones, and sends a request again when its replica dies: answers
+depend on nothing but the request, so that is safe. It loads no engine, which makes its own death unlikely.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...errors import GatefxError, InputError, UnansweredError, missing_package
+from .answering import Answer, answers
+from .batching import Request
+from .json_door import LATER, OK, answered, parsed, refused
+from .options import ServeOptions
+from .served_model import ServedModel, open_session, served_model
+
+try:
+    import ray
+    from ray import serve
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+    from ray.util import metrics
+    from starlette.requests import Request as HttpRequest
+    from starlette.responses import Response
+except ImportError as error:
+    raise missing_package("ray", extra="serve", feature="Serving a folder") from error
+
+APPLICATION = "gatefx"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
+SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
+BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
+_JSON = "application/json"
+_ATTEMPTS = 3
+_DRAIN_CHECK_S = 0.1
+_HEALTH_PERIOD_S = 5.0
+
+
+def build_app(folder: str | Path, options: ServeOptions | None = None) -> Any:
+    """The application that serves `folder`: `serve.run(build_app("out/"), name="gatefx")`.
+
+    Opens the folder here once, so that one that cannot be served is refused before anything starts.
+
+    Args:
+        folder: what `gatefx.export` wrote, at this path on every machine of the cluster; options: see `ServeOptions`.
+
+    Raises:
+        ArtifactError, ProviderError, InputError: as `open_session` and `served_model`.
+    """
+    chosen = options or ServeOptions()
+    place = str(Path(folder).absolute())
+    session = open_session(place, chosen)
+    model = served_model(place, session, chosen)
+    answers(session, model, [model.probe()], width=1, most=1)
+    draining = {"graceful_shutdown_timeout_s": chosen.drain_s, "graceful_shutdown_wait_loop_s": _DRAIN_CHECK_S}
+    replicas = serve.deployment(
+        name="Model",
+        num_replicas=chosen.replicas,
+        max_ongoing_requests=chosen.queued,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        ray_actor_options={"num_cpus": chosen.threads},
+        **draining,
+    )(Model)
+    # The door takes what the replicas hold and no more, so that nothing waits at the door when it closes.
+    door = serve.deployment(
+        name="Door",
+        max_ongoing_requests=chosen.queued * chosen.replicas,
+        max_queued_requests=chosen.queued * chosen.replicas,
+        ray_actor_options={"num_cpus": 0},
+        **draining,
+    )(Door)
+    return door.bind(model, replicas.bind(model, chosen))
+
+
+def serve_folder(
+    folder: str | Path, options: ServeOptions, *, host: str, port: int, ready: Callable[[str], None]
+) -> None:
+    """Serve `folder` until SIGINT or SIGTERM, then answer what is in flight and return.
+
+    Joins the cluster that $RAY_ADDRESS names, else starts one on this machine that ends with this call.
+
+    Args:
+        host, port: of the HTTP door; ready: is told its address once it answers.
+
+    Raises:
+        InputError: a port that is taken, or more replicas than CPUs; others as `build_app`.
+    """
+    application = build_app(folder, options)
+    _check_port(host, port)
+    with _cluster(options), _stopped() as stopped:
+        serve.start(http_options={"host": host, "port": port})
+        serve.run(application, name=APPLICATION)
+        ready(f"http://{host}:{port}")
+        stopped.wait()
+        serve.delete(APPLICATION)
+        serve.shutdown()
+
+
+def _check_port(host: str, port: int) -> None:
+    # Ray's proxies share a port with whoever has it, so that half of the requests would go elsewhere.
+    try:
+        with socket.create_server((host, port)):
+            return
+    except OSError as error:
+        raise InputError(
+            "The HTTP door cannot open here.", given=f"{host}:{port}: {error}", expected="a free port of this machine"
+        ) from error
+
+
+@contextmanager
+def _cluster(options: ServeOptions) -> Iterator[None]:
+    """Ray, with room for the replicas."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a server that was not asked to sends nothing home
+    own = "RAY_ADDRESS" not in os.environ
+    ray.init(include_dashboard=False, log_to_driver=False) if own else ray.init()
+    try:
+        there, needed = int(ray.cluster_resources().get("CPU", 0)), options.replicas * options.threads
+        if own and needed > there:
+            raise InputError(
+                "There are fewer CPUs than the replicas take.",
+                given=f"{options.replicas} replicas of {options.threads} threads",
+                expected=f"at most {there} together",
+                remedy="Ask for fewer replicas or threads, or set RAY_ADDRESS to a larger cluster.",
+            )
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _stopped() -> Iterator[threading.Event]:
+    """Set by the signals that end a server; Ray's own handlers come back afterwards."""
+    stopped = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in before:
+            signal.signal(number, lambda *_: stopped.set())
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Model:
+    """One replica: a session, and the window in which requests meet."""
+
+    def __init__(self, model: ServedModel, options: ServeOptions) -> None:
+        self._model, self._options = model, options
+        self._session = open_session(model.folder, options)
+        self._window = serve.batch(max_batch_size=options.max_batch, batch_wait_timeout_s=options.wait_ms / 1000)(
+            self._together
+        )
+        self._padding = metrics.Histogram(
+            "gatefx_padding_share", "Share of a batch's tokens that is padding.", boundaries=SHARES
+        )
+        self._again = metrics.Counter(
+            "gatefx_recovered_examples", "Examples run again because they were too uncertain."
+        )
+
+    async def answer(self, request: Request) -> Answer:
+        """Of one request, from the batch that it runs in."""
+        answer: Answer = await self._window(request)
+        return answer
+
+    async def health(self) -> dict[str, str]:
+        """What runs here; it answers only where the model runs."""
+        await self.check_health()
+        return {"provider": self._session.provider, "native": str(self._session.native)}
+
+    async def check_health(self) -> None:
+        """Ray restarts a replica whose check raises."""
+        await asyncio.to_thread(self._session.run, self._model.probe().arrays)
+
+    async def _together(self, requests: list[Request]) -> list[Answer]:
+        before = self._session.recovered
+        found, shares = await asyncio.to_thread(
+            answers,
+            self._session,
+            self._model,
+            requests,
+            width=self._options.width,
+            most=self._options.max_batch,
+        )
+        for share in shares:
+            self._padding.observe(share)
+        if self._session.recovered > before:
+            self._again.inc(self._session.recovered - before)
+        return found
+
+
+class Door:
+    """Takes requests over HTTP and from handles, and answers each of them once."""
+
+    def __init__(self, model: ServedModel, replicas: Any) -> None:
+        self._model, self._replicas = model, replicas
+        self._seconds = metrics.Histogram(
+            "gatefx_request_seconds", "From the door and back.", boundaries=SECONDS, tag_keys=("outcome",)
+        )
+        self._budgets = metrics.Histogram(
+            "gatefx_budget",
+            "What a request's budget lets an example take on average: effective ranks, share of tokens kept.",
+            boundaries=BUDGETS,
+            tag_keys=("method", "unit"),
+        )
+
+    async def __call__(self, http: HttpRequest) -> Response:
+        """POST answers a request; GET describes the model, or at /health says that a replica runs it."""
+        try:
+            if http.method == "POST":
+                return Response(answered(await self.infer(*parsed(await http.body()))), OK, media_type=_JSON)
+            if http.url.path.rstrip("/").endswith("/health"):
+                return Response(json.dumps(await self.health()), OK, media_type=_JSON)
+            return Response(json.dumps(self._model.described()), OK, media_type=_JSON)
+        except GatefxError as error:
+            status, body = refused(error)
+            return Response(body, status, {"retry-after": "1"} if status == LATER else None, media_type=_JSON)
+
+    async def infer(self, arrays: Mapping[str, Any], budget: Any = None) -> dict[str, np.ndarray]:
+        """Output name → (1, …) of one example: the door for Python handles.
+
+        Args:
+            arrays: input name → (T,) or (1, T); budget: as `gatefx.load(folder).run`.
+
+        Raises:
+            InputError, BudgetError: as `ServedModel.request`, or what only running shows.
+            UnansweredError: no replica could answer; the request may be sent again.
+        """
+        started, outcome = time.perf_counter(), "refused"
+        try:
+            request = self._model.request(arrays, budget)
+            for method, spent in self._model.spent(request).items():
+                self._budgets.observe(spent, tags={"method": method, "unit": self._model.units[method]})
+            answer: Answer = await self._sent(self._replicas.answer, request)
+            if isinstance(answer, GatefxError):
+                raise answer
+            outcome = "answered"
+            return answer
+        except UnansweredError:
+            outcome = "unanswered"
+            raise
+        finally:
+            self._seconds.observe(time.perf_counter() - started, tags={"outcome": outcome})
+
+    async def health(self) -> dict[str, str]:
+        """What a replica runs on.
+
+        Raises:
+            UnansweredError: none answers.
+        """
+        found: dict[str, str] = await self._sent(self._replicas.health)
+        return {"status": "ok", **found}
+
+    async def _sent(self, method: Any, *arguments: Any) -> Any:
+        """The answer of some replica; a request whose replica dies is sent again."""
+        problem = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                return await method.remote(*arguments)
+            except (RayActorError, DeploymentUnavailableError, BackPressureError) as error:
+                problem = type(error).__name__
+        raise UnansweredError(
+            "No replica answered this request.",
+            given=f"{problem}, {_ATTEMPTS} times",
+            expected="a replica that lives until it has answered",
+            remedy="Send the request again.",
+        )

@@ -1,0 +1,27 @@
+"""`gatefx serve`: says where the server listens and how to ask it, then waits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..runtime.serving.options import ServeOptions
+from .console import messages
+
+
+def run_serve(folder: Path, options: ServeOptions, *, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Raises:
+        MissingDependencyError: Ray is not installed; others as `serve_folder`.
+    """
+    from ..runtime.serving.ray_serve import serve_folder
+
+    console = messages()
+    console.print(f"starting {options.replicas} of {folder}", markup=False, soft_wrap=True)
+
+    def ready(address: str) -> None:
+        console.print(f"serving {address}: POST {{'inputs': …}}, GET /, GET /health", markup=False, soft_wrap=True)
+        console.print("Ctrl-C answers what is in flight and stops", markup=False)
+
+    serve_folder(folder, options, host=host, port=port, ready=ready)
+    console.print("stopped; what was in flight is answered", markup=False)
