@@ -4,8 +4,9 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/native_lora.py [ROUNDS]
 
 Six equal layers in a row, W0 x + b each, plus one form of the adapter, float32, one thread, 6 of 16 rank directions
-active, others for each example. In ONNX Runtime a layer and its adapter are one native operator, as in exported graphs;
-in torch the adapter is a native operator on top of the layer. The forms alternate in one process. Each figure is the
+active, others for each example. A layer and its adapter are one native operator: in ONNX Runtime as in exported graphs,
+in torch over packed weights, as in `fast.for_cpu()`; "on top" is torch's own layer and a native operator for the adapter
+alone, as in the deployed model itself. The forms alternate in one process. Each figure is the
 median of the ratios to the layers alone, taken round by round, minus one. The bound is arithmetic alone, at the rate of
 the layer itself: 2·k·(d + d) / (2·d·d) for k directions.
 """
@@ -24,8 +25,10 @@ from torch.nn import functional
 
 from gatefx.runtime.native.library import native_status
 from gatefx.runtime.native.torch_kernels import use_torch_kernels
+from gatefx.runtime.ops import packed_ops  # noqa: F401  # defines torch.ops.gatefx.packed_gated_linear
 from gatefx.runtime.ops.cpu import gathered_gated_lora
 from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, function_protos
+from gatefx.runtime.ops.packing import direction_rows, panels_of, whole_row
 from gatefx.runtime.profile import compare, pinned_threads, ratios
 
 LAYERS, RANK, ACTIVE = 6, 16, 6
@@ -152,34 +155,47 @@ def torch_run(problem: Problem, form: str, *, native: bool) -> Run:
         tuple(torch.from_numpy(value).contiguous() for value in (s.weight.T, s.bias, s.lora_a, s.lora_b, s.gram))
         for s in problem.sites
     ]
+    packed = [(panels_of(w), whole_row(bias), a, direction_rows(b), gram) for w, bias, a, b, gram in tensors]
     indices = torch.from_numpy(problem.indices)
     every = torch.arange(RANK).expand(len(indices), RANK).contiguous()
     scale, threshold = torch.tensor(1.0), torch.tensor(problem.threshold())
     first = torch.from_numpy(problem.x)
     gated = torch.ops.gatefx.gated_lora.default if native else gathered_gated_lora
-    tokens = torch.ops.gatefx.token_gated_lora.default
+    layer = torch.ops.gatefx.packed_gated_linear.default
+    tokens = torch.ops.gatefx.packed_token_gated_linear.default
+    width = first.shape[-1]
+
+    @torch.inference_mode()
+    def run_packed() -> torch.Tensor:
+        x = first
+        for panels, bias, a, directions, gram in packed:
+            if form == "tokens":
+                x = tokens(x, panels, bias, a, directions, gram, threshold, scale, width)
+            else:
+                x = layer(x, panels, bias, a, directions, indices if form == "gated" else every, scale, width)
+        return x
 
     @torch.inference_mode()
     def run() -> torch.Tensor:
         x = first
-        for weight, bias, a, b, gram in tensors:
+        for weight, bias, a, b, _ in tensors:
             base = functional.linear(x, weight, bias)
             if form == "layer":
                 x = base
             elif form == "static":
                 x = base + functional.linear(functional.linear(x, a), b)
-            elif form == "tokens":
-                x = tokens(base, x, a, b, gram, threshold, scale)
             else:
-                x = gated(base, x, a, b, indices if form == "gated" else every, scale)
+                x = gated(base, x, a, b, indices, scale)
         return x
 
-    return run
+    return run_packed if native and form in ("gated", "all", "tokens") else run
 
 
 def candidates(build: Callable[..., Run], problem: Problem) -> Iterator[tuple[str, Run]]:
     yield "layer", build(problem, "layer", native=False)
     yield "native 6/16", build(problem, "gated", native=True)
+    if build is torch_run:
+        yield "native 6/16 on top", build(problem, "on top", native=True)
     yield "portable 6/16", build(problem, "gated", native=False)
     yield "static r=16", build(problem, "static", native=False)
     yield "native 16/16", build(problem, "all", native=True)

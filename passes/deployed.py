@@ -164,6 +164,18 @@ class DeployedModel(RecoveringProgram):
 
         return TransformersDecoder(self)
 
+    def for_cpu(self) -> RecoveringProgram:
+        """The same function in torch on this CPU by the native kernels, over weights that are packed for them once.
+
+        It follows this model's budget. The packed layers are copies, so it stays on the CPU and in its type.
+
+        Raises:
+            ProviderError: the native kernels are not there, or no layer can run by them; says why.
+        """
+        from .lower.cpu import lower_cpu
+
+        return lower_cpu(self)
+
     def save_adapter(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the adapters as plain LoRA in PEFT's format, for models that decide nothing more (weightlora's).
 

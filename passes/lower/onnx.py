@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CaptureError, GatefxError, InputError, missing_package
+from ...runtime.native.library import native_status
 from ..simplify.fuse_updates import FuseUpdates
 from .dynamic_export import export_dynamic, first_line
 from .onnx_attention import attend_on_rows
@@ -116,7 +117,7 @@ def _check_request(module: nn.Module, example: Mapping[str, Tensor], opset: int)
 def _as_graph(module: nn.Module, example: Mapping[str, Tensor]) -> torch.fx.GraphModule:
     """A graph that shares its weights with `module` and states which axes of the inputs are the same."""
     if isinstance(module, torch.fx.GraphModule):
-        graph_module = FuseUpdates()(module).graph_module
+        graph_module = FuseUpdates(zero_bias=native_status("onnxruntime").active)(module).graph_module
     else:
         graph_module = export_dynamic(module, example).module(False)
     return state_shared_axes(graph_module, list(example.values()))
