@@ -5,10 +5,10 @@
 
 Six equal layers in a row, W0 x + b each, plus one form of the adapter, float32, one thread, 6 of 16 rank directions
 active, others for each example. A layer and its adapter are one native operator: in ONNX Runtime as in exported graphs,
-in torch over packed weights, as in `fast.for_cpu()`; "on top" is torch's own layer and a native operator for the adapter
-alone, as in the deployed model itself. The forms alternate in one process. Each figure is the
-median of the ratios to the layers alone, taken round by round, minus one. The bound is arithmetic alone, at the rate of
-the layer itself: 2·k·(d + d) / (2·d·d) for k directions.
+in torch over packed weights as in `fast.for_cpu()`; "on top" is torch's own layer and a native operator for the adapter
+alone, as in the deployed model itself. The forms alternate in one process. Each figure is the median of the ratios to
+the layers alone, taken round by round, minus one. The bound is arithmetic alone, at the rate of the layer itself:
+2·k·(d + d) / (2·d·d) for k directions.
 """
 
 from __future__ import annotations
