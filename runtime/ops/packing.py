@@ -19,7 +19,7 @@ PANEL = 16
 def panels_of(weight: Tensor) -> Tensor:
     """A layer's weight (d_out, d_in) as panels (P, d_in, 16)."""
     filled = functional.pad(weight, (0, 0, 0, _missing(weight.shape[0])))
-    return filled.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+    return filled.reshape(-1, PANEL, weight.shape[1]).transpose(1, 2).contiguous()
 
 
 def whole_row(bias: Tensor) -> Tensor:
