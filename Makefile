@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -59,5 +59,12 @@ gpu-checks:
 	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[triton,tensorrt]"
 	$(GPU_VENV)/bin/python -m pytest -W error -m "not gpu" tests/runtime/tensorrt tests/runtime/ops
 
+# Replicas of Ray Serve on this machine that answer, die and stop; in a venv of its own, for Ray is large too.
+SERVE_VENV ?= .venv-serve
+serve-checks:
+	$(MAKE) --no-print-directory VENV=$(SERVE_VENV) $(SERVE_VENV)/.fresh
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[serve]"
+	$(SERVE_VENV)/bin/python -m pytest -W error tests/runtime/serving
+
 clean:
-	rm -rf $(VENV) $(GPU_VENV) .typecheck build *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) .typecheck build *.egg-info

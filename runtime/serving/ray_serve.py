@@ -217,6 +217,7 @@ class Door:
             boundaries=BUDGETS,
             tag_keys=("method", "unit"),
         )
+        self._again = metrics.Counter("gatefx_sent_again", "Requests whose replica died before it answered.")
 
     async def __call__(self, http: HttpRequest) -> Response:
         """POST answers a request; GET describes the model, or at /health says that a replica runs it."""
@@ -273,6 +274,7 @@ class Door:
                 return await method.remote(*arguments)
             except (RayActorError, DeploymentUnavailableError, BackPressureError) as error:
                 problem = type(error).__name__
+                self._again.inc()
         raise UnansweredError(
             "No replica answered this request.",
             given=f"{problem}, {_ATTEMPTS} times",

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import time
+import urllib.error
+import urllib.request
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,8 @@ from peft import LoraConfig, get_peft_model
 
 import gatefx
 from gatefx.models.tiny import tiny, tiny_inputs
+
+PORT = 8731
 
 
 @pytest.fixture(scope="session")
@@ -41,18 +48,53 @@ def text() -> Callable[[int], dict[str, np.ndarray]]:
     return make
 
 
+@pytest.fixture(scope="session")
+def ask() -> Callable[..., tuple[int, Any]]:
+    """(address, body or None) → (HTTP status, what the JSON of the answer holds)."""
+
+    def send(address: str, body: Any = None) -> tuple[int, Any]:
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        try:
+            with urllib.request.urlopen(urllib.request.Request(address, data), timeout=120) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    return send
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[int]:
-    """Ray and its Serve on this machine, and the port of its HTTP door."""
-    import ray
-    from ray import serve
+def cluster() -> Iterator[str]:
+    """Ray and its Serve on this machine: the address of the HTTP door."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Ray's own, of its use of pydantic, while it is imported
+        import ray
+        from ray import serve
 
     os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # leaves no token in the home folder
     ray.init(include_dashboard=False, num_cpus=4, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    yield PORT
+    yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()
     ray.shutdown()
 
 
-PORT = 8731
+@pytest.fixture(scope="session")
+def metric() -> Callable[[str], float]:
+    """The sum over processes of a metric, once it is above zero at Ray's Prometheus endpoint; else 0 after a minute."""
+
+    def read(name: str) -> float:
+        import ray
+
+        node = ray.nodes()[0]
+        for _ in range(60):
+            address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                rows = [row.rpartition(" ") for row in answer.read().decode().splitlines()]
+            found = sum(float(value) for key, _, value in rows if name in key and not key.startswith("#"))
+            if found:
+                return found
+            time.sleep(1)
+        return 0.0
+
+    return read
