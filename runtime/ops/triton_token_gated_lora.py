@@ -17,6 +17,26 @@ from torch import Tensor
 
 from .triton_tiles import BLOCK_IN, BLOCK_ROWS, block_out, must_upcast, padded_rank, product
 
+_COLUMNS = tl.constexpr(16)
+"""Columns of G that one program holds at a time; 64 spill."""
+
+
+@triton.jit
+def _quadratic_form(down, gram_ptr, RANK: tl.constexpr, PADDED: tl.constexpr, ROWS: tl.constexpr):
+    """uᵀ G u of each row u of `down`: (ROWS,) float32, by a few columns of G at a time."""
+    slot = tl.arange(0, PADDED)
+    form = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, PADDED, _COLUMNS):
+        column = start + tl.arange(0, _COLUMNS)
+        inside = (slot < RANK)[:, None] & (column < RANK)[None, :]
+        gram = tl.load(gram_ptr + slot[:, None] * RANK + column[None, :], mask=inside, other=0.0)
+        picked = down
+        if _COLUMNS < PADDED:
+            # Registers cannot be sliced; a product with ones and zeros is exact.
+            picked = tl.dot(down, (slot[:, None] == column[None, :]).to(tl.float32), input_precision="ieee")
+        form += tl.sum(tl.dot(down, gram.to(tl.float32), input_precision="ieee") * picked, 1)
+    return form
+
 
 @triton.jit
 def token_gated_lora_kernel(
@@ -42,8 +62,7 @@ def token_gated_lora_kernel(
         inside = live[:, None] & (feature < D_OUT)[None, :]
         part = tl.load(base_ptr + token[:, None] * D_OUT + feature[None, :], mask=inside, other=0.0).to(tl.float32)
         square += tl.sum(part * part, 1)
-    gram = tl.load(gram_ptr + slot[:, None] * RANK + slot[None, :], mask=used[:, None] & used[None, :], other=0.0)
-    form = tl.sum(tl.dot(down, gram.to(tl.float32), input_precision="ieee") * down, 1)
+    form = _quadratic_form(down, gram_ptr, RANK, PADDED, ROWS)
     scale = tl.load(scale_ptr).to(tl.float32)
     size = tl.abs(scale) * tl.sqrt(tl.maximum(form, 0.0))
     taking = (size >= tl.load(threshold_ptr).to(tl.float32) * tl.sqrt(square)) & live
