@@ -3,71 +3,98 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .errors import InputError, MethodError
+from .errors import InputError, MethodError, ProviderError
 from .exporting_decoder import DECODER, write_decoder
+from .exporting_tensorrt import TENSORRT, EngineRequest, check_engine_request, write_tensorrt
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import Signature, example_for
 from .passes.lower.aotinductor import save_aotinductor
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
+from .passes.lower.onnx_precision import Precision
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
 from .runtime.sessions.decoder import OnnxDecoder
 from .runtime.sessions.onnxruntime import OnnxSession
+from .runtime.sessions.tensorrt import TensorRTSession
 
-_AOTINDUCTOR = "aotinductor"
-_BACKENDS = ("onnxruntime", _AOTINDUCTOR)
+_ONNXRUNTIME, _AOTINDUCTOR = "onnxruntime", "aotinductor"
+_OPTIONS: Mapping[str, tuple[str, ...]] = {
+    _ONNXRUNTIME: ("tokenizer", "opset", "generate"),
+    TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check"),
+    _AOTINDUCTOR: (),
+}
+"""Backend → the options that it takes."""
 _KIND = "model"
 
 
-def export(
+def export(  # noqa: PLR0913  # the front door: each is a documented option
     model: DeployedModel,
     folder: str | Path,
-    backend: str = "onnxruntime",
+    backend: str = _ONNXRUNTIME,
     *,
     tokenizer: Any = None,
-    opset: int = DEFAULT_OPSET,
+    opset: int | None = None,
     overwrite: bool = False,
     generate: bool = False,
+    precision: Precision = "fp32",
+    sizes: Mapping[str, Sequence[int]] | None = None,
+    check: bool = False,
 ) -> Path:
     """Write a deployed model as one artifact folder, or as one file, whole or not at all.
 
-    The folder holds an ONNX model that plain ONNX Runtime, `gatefx.load` and, for models of transformers, its
-    `ExportedModel` open, and a manifest with the SHA-256 of every file. The file, of "aotinductor", is compiled for
-    this machine's kind of CPU and this torch, with the budget in force; `torch._inductor.aoti_load_package` opens it
-    where gatefx is not installed, and calls it with the inputs in the order of `model.signature`.
+    For "onnxruntime" the folder holds an ONNX model that plain ONNX Runtime, `gatefx.load` and, for models of
+    transformers, its `ExportedModel` open, and a manifest with the SHA-256 of every file. For "tensorrt" it holds the
+    ONNX model that TensorRT takes, with the budget in force, its profile of sizes, and scripts that build the engine
+    where TensorRT and a GPU are. The file, of "aotinductor", is compiled for this machine's kind of CPU and this torch,
+    with the budget in force; `torch._inductor.aoti_load_package` opens it where gatefx is not installed, and calls it
+    with the inputs in the order of `model.signature`.
 
     Args:
         model: what `optimize` returned; folder: where to, for "aotinductor" a file that ends in `.pt2`.
-        backend: "onnxruntime" or "aotinductor", which takes neither tokenizer nor opset nor generate.
-        tokenizer: saved beside the model if given.
-        opset: version of standard ONNX; overwrite: replace an artifact that is already there.
-        generate: write a decoder's prefill and decode, with their cache, for `gatefx.generate(gatefx.load(folder), …)`,
-            instead of the graph over whole texts.
+        backend: "onnxruntime", "tensorrt" or "aotinductor".
+        tokenizer: saved beside the model if given; overwrite: replace an artifact that is already there.
+        opset: version of standard ONNX, of "onnxruntime" 23 and of "tensorrt" 20 if not given.
+        generate: "onnxruntime" only: write a decoder's prefill and decode, with their cache, for
+            `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts.
+        precision: "tensorrt" only: "fp32", "fp16" or "bf16", of weights and activations; inputs and outputs stay fp32.
+        sizes: "tensorrt" only: axis → its least size, the one to tune for, and the most, as {"batch": (1, 8, 32)}.
+        check: "tensorrt" only: build the engine once on this machine's CPU by TensorRT for RTX, or raise.
 
     Raises:
-        InputError: a model that is not deployed, or cannot generate; MethodError: an unknown backend.
-        ArtifactError: the folder exists; CaptureError: an operator without ONNX form.
-        MissingDependencyError: no C++ compiler for "aotinductor".
+        InputError: a model that is not deployed, or cannot generate; options that the backend does not take.
+        MethodError: an unknown backend.
+        ArtifactError: the folder exists; CaptureError: an operator without ONNX form, or that TensorRT refuses.
+        MissingDependencyError: no C++ compiler for "aotinductor", no tensorrt-rtx for `check`.
     """
-    _check_request(model, backend, tokenizer)
+    asked = {
+        "tokenizer": tokenizer is not None, "opset": opset is not None, "generate": generate,
+        "precision": precision != "fp32", "sizes": sizes is not None, "check": check,
+    }  # fmt: skip
+    _check_backend(backend, [option for option, given in asked.items() if given])
+    _check_request(model, tokenizer)
     if backend == _AOTINDUCTOR:
-        _check_file_request(tokenizer, opset, generate)
         return save_aotinductor(model.graph_module, _example(model), Path(folder).absolute(), overwrite=overwrite)
-    levels = _runtime_buffers(model)
+    engine = EngineRequest(opset, precision, sizes, check)
+    if backend == TENSORRT:
+        check_engine_request(model, engine)
+    levels = _runtime_buffers(model) if backend == _ONNXRUNTIME else {}
+    standard = DEFAULT_OPSET if opset is None else opset
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        description = _description(model, model.signature, levels, opset)
-        if generate:
-            description |= write_decoder(model, writer.path, levels, opset=opset)
+        description = _description(model, model.signature, levels, standard)
+        if backend == TENSORRT:
+            description |= write_tensorrt(model, writer.path, _example(model), engine)
+        elif generate:
+            description |= write_decoder(model, writer.path, levels, opset=standard)
         else:
-            _write_model(model, writer.path, levels, opset=opset)
+            _write_model(model, writer.path, levels, opset=standard)
         if tokenizer is not None:
             tokenizer.save_pretrained(writer.path)
         return writer.commit(description).path
@@ -100,16 +127,32 @@ def _example(model: DeployedModel) -> dict[str, Tensor]:
     return {name: tensor.to(model.device) for name, tensor in example_for(model.signature).items()}
 
 
-def _check_request(model: object, backend: str, tokenizer: Any) -> None:
+def _check_backend(backend: str, asked: Sequence[str]) -> None:
+    """Refuse an unknown backend, and options asked for that it does not take.
+
+    Raises:
+        MethodError, InputError: as `export`.
+    """
+    if backend not in _OPTIONS:
+        raise MethodError(
+            f"There is no backend {backend!r}.", given=f"backend={backend!r}", expected=", ".join(map(repr, _OPTIONS))
+        )
+    if odd := [option for option in asked if option not in _OPTIONS[backend]]:
+        takers = (other for other, options in _OPTIONS.items() if set(odd) <= set(options))
+        raise InputError(
+            f"The backend {backend!r} does not take these options.",
+            given=", ".join(odd),
+            expected=", ".join(_OPTIONS[backend]) or "no options",
+            remedy=" or ".join(["leave them out", *(f'export with backend="{other}"' for other in takers)]),
+        )
+
+
+def _check_request(model: object, tokenizer: Any) -> None:
     """Refuse what cannot be exported before anything is written.
 
     Raises:
-        InputError, MethodError: as `export`.
+        InputError: as `export`.
     """
-    if backend not in _BACKENDS:
-        raise MethodError(
-            f"There is no backend {backend!r}.", given=f"backend={backend!r}", expected=", ".join(map(repr, _BACKENDS))
-        )
     if tokenizer is not None and not callable(getattr(tokenizer, "save_pretrained", None)):
         raise InputError(
             "The tokenizer cannot be saved.", given=repr(tokenizer), expected="a tokenizer object of transformers"
@@ -132,49 +175,53 @@ def _check_request(model: object, backend: str, tokenizer: Any) -> None:
         )
 
 
-def _check_file_request(tokenizer: Any, opset: int, generate: bool) -> None:
-    """Refuse what a file of machine code cannot hold.
-
-    Raises:
-        InputError: a tokenizer, an opset, or the graphs that generate.
-    """
-    odd = {"tokenizer": tokenizer is not None, "opset": opset != DEFAULT_OPSET, "generate": generate}
-    if any(odd.values()):
-        raise InputError(
-            "A file of AOTInductor holds one graph of one model.",
-            given=", ".join(name for name, asked in odd.items() if asked),
-            expected='none of these options with backend="aotinductor"',
-            remedy='leave them out, or export with backend="onnxruntime"',
-        )
-
-
 def load(
-    folder: str | Path, *, provider: str = "cpu", threads: int | None = None, native: bool | None = None
-) -> OnnxSession:
+    folder: str | Path, *, provider: str | None = None, threads: int | None = None, native: bool | None = None
+) -> OnnxSession | TensorRTSession:
     """Open an artifact folder: every hash is checked, and the session says which provider it really got.
 
-    A folder that was written with `generate=True` opens as a decoder for `gatefx.generate`.
+    A folder that was written with `generate=True` opens as a decoder for `gatefx.generate`. One that was written for
+    TensorRT opens where TensorRT, a GPU and the engine that its scripts build are.
 
     Args:
-        folder: what `export` wrote; provider: "cpu", "cuda", "tensorrt" or ONNX Runtime's own name.
+        folder: what `export` wrote.
+        provider: "cpu" (if not given), "cuda", "tensorrt" or ONNX Runtime's own name. None and "tensorrt" alone open
+            what was written for TensorRT.
         threads: of ONNX Runtime's pool; None leaves it to ONNX Runtime.
         native: run gatefx's operators by the native kernels; None: where they are built; True: or fail; False: never.
 
     Raises:
-        ArtifactError: a missing, truncated or edited folder, or one that holds gates instead of a model.
+        ArtifactError: a missing, truncated or edited folder, or one whose engine is not built.
+        InputError: a folder that holds gates instead of a model.
+        MissingDependencyError: no TensorRT for a folder that was written for it.
         ProviderError: the provider is not what the session would run on, or has no native kernels that were asked for.
     """
     artifact = Artifact.open(folder)
-    if artifact.manifest.get("kind") == DECODER:
-        return OnnxDecoder.open(artifact, provider=provider, threads=threads, native=native)
-    if artifact.manifest.get("kind") != _KIND:
+    kind = artifact.manifest.get("kind")
+    if kind not in (_KIND, DECODER):
         raise InputError(
             "The folder holds no exported model.",
-            given=f"{folder}, kind {artifact.manifest.get('kind')!r}",
+            given=f"{folder}, kind {kind!r}",
             expected="a folder that gatefx.export wrote",
             remedy="open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
         )
-    return OnnxSession.open(artifact, provider=provider, threads=threads, native=native)
+    if artifact.manifest.get("backend") == TENSORRT:
+        return _load_engine(artifact, provider, threads=threads, native=native)
+    session = OnnxDecoder if kind == DECODER else OnnxSession
+    return session.open(artifact, provider=provider or "cpu", threads=threads, native=native)
+
+
+def _load_engine(
+    artifact: Artifact, provider: str | None, *, threads: int | None, native: bool | None
+) -> TensorRTSession:
+    if provider not in (None, TENSORRT) or threads is not None or native:
+        raise ProviderError(
+            "The folder was written for TensorRT.",
+            given=f"provider={provider!r}, threads={threads!r}, native={native!r}",
+            expected="none of these options",
+            remedy='leave them out, or export with backend="onnxruntime"',
+        )
+    return TensorRTSession.open(artifact)
 
 
 def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:
@@ -193,7 +240,7 @@ def _description(
             for name, config in model.methods.items()
         },
         "budget": model.budget,
-        "backend": "onnxruntime",
+        "backend": _ONNXRUNTIME,
         "opset": opset,
         **signature.described(),
         "sites": [site.to_json() for site in model.sites],

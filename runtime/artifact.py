@@ -1,6 +1,7 @@
 """The folder that export writes, and the check of a folder that load reads.
 
-Every file is listed in `gatefx.json` with its size and SHA-256. A folder appears under its name complete or not at
+Every file is listed in `gatefx.json` with its size and SHA-256, but for what is `built_later` on the machine that runs
+it, as an engine is: that is listed by name. A folder appears under its name complete or not at
 all. Nothing is ever unpickled: weights are safetensors or ONNX data, everything else is JSON or text.
 """
 
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from ..errors import ArtifactError
-from .manifest import MANIFEST_FILE, seal, unseal
+from .manifest import BUILT_LATER, MANIFEST_FILE, seal, unseal
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Artifact:
             )
         manifest = unseal(path / MANIFEST_FILE)
         listed: Mapping[str, Mapping[str, Any]] = manifest["files"]
-        found = set(_file_names(path)) - {MANIFEST_FILE}
+        found = set(_file_names(path)) - {MANIFEST_FILE, *manifest.get(BUILT_LATER, ())}
         for name in sorted(found.symmetric_difference(listed)):
             raise ArtifactError(
                 f"The artifact {path} lacks the file {name!r}."

@@ -48,12 +48,14 @@ def capabilities() -> tuple[Capability, ...]:
     """
     import torch  # the native library for torch is linked against it
 
-    in_torch = torch.cuda.is_available()
+    in_torch, gpu = torch.cuda.is_available(), driver_sees_gpu()
     return (
-        *_onnxruntime(driver_sees_gpu()),
+        *_onnxruntime(gpu),
         _native("native kernels for torch", native_status("torch")),
         _native("native kernels for ONNX Runtime", native_status("onnxruntime")),
         _triton(in_torch),
+        _tensorrt(gpu),
+        _trtexec(gpu),
         _package("TensorRT for RTX (trial builds)", "tensorrt-rtx", "tensorrt_rtx", "tensorrt"),
         _compile(),
         _package("transformers", "transformers", "transformers", "hf"),
@@ -115,6 +117,20 @@ def _triton(in_torch: bool) -> Capability:
     device = "" if in_torch else "torch has no CUDA device (a build of torch for CUDA, on a machine with a GPU)"
     reason = "; ".join(filter(None, (package.reason, device)))
     return Capability(package.name, not reason, reason, "" if reason else package.found)
+
+
+def _tensorrt(gpu: bool) -> Capability:
+    """What builds and runs engines; its package comes from NVIDIA, so no extra installs it."""
+    package = "" if importlib.util.find_spec("tensorrt") else "tensorrt is not installed (pip install tensorrt)"
+    reason = "; ".join(filter(None, (package, _no_gpu(gpu))))
+    return Capability("TensorRT engines", not reason, reason, "" if reason else _version("tensorrt") or "tensorrt")
+
+
+def _trtexec(gpu: bool) -> Capability:
+    tool = shutil.which("trtexec")
+    missing = "" if tool else "no trtexec on the PATH (it comes with NVIDIA's TensorRT, not with its Python package)"
+    reason = "; ".join(filter(None, (missing, _no_gpu(gpu))))
+    return Capability("trtexec", not reason, reason, "" if reason else str(tool))
 
 
 def cxx_compiler() -> tuple[str, str]:

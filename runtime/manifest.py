@@ -22,6 +22,9 @@ SEAL = "manifest_sha256"
 DESCRIBED = ("methods", "budget", "inputs", "outputs", "axes")
 """What the exporter must state. Further fields (`sites`, `report`, `runtime_budgets`, …) are free."""
 
+BUILT_LATER = "built_later"
+"""A free field: names of files that may appear in the folder after it was written."""
+
 _WRITTEN = ("schema_version", "versions", "files", SEAL)
 _VERSIONED = ("gatefx", "torch", "onnx", "onnxruntime", "transformers")
 _SHA256_LENGTH = 64

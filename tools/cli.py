@@ -131,6 +131,50 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
         _print_result(run_export(request, opset, generate=generate), request, as_json=as_json)
 
 
+@export_app.command("tensorrt")
+def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
+    model: Model,
+    out: Out,
+    method: Method = None,
+    budget: BudgetText = None,
+    data: Data = None,
+    base: Base = None,
+    text_column: TextColumn = None,
+    max_length: MaxLength = 128,
+    batch_size: BatchSize = 32,
+    distill_steps: DistillSteps = 300,
+    fold: Fold = None,
+    freeze_static: FreezeStatic = False,
+    forms: Forms = None,
+    precision: Annotated[
+        Literal["fp32", "fp16", "bf16"], typer.Option(help="Of weights and activations; inputs and outputs are fp32.")
+    ] = "fp32",
+    size: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='Sizes of an axis to build for, least:usual:most, as "batch=1:8:32"; repeat for others.',
+            show_default="batch=1:8:32 and sequence=1:128:512, within the model's",
+        ),
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Build the engine once on this CPU by TensorRT for RTX, or fail.")
+    ] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a folder from which an engine is built where TensorRT and a GPU are; none is needed here."""
+    with reported(debug):
+        from .compiling import CompileRequest, EngineOptions, parse_budgets, parse_sizes, run_export_tensorrt
+
+        request = CompileRequest(
+            model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
+            distill_steps, fold, freeze_static, forms, overwrite,
+        )  # fmt: skip
+        options = EngineOptions(precision, parse_sizes(size), check)
+        _print_result(run_export_tensorrt(request, options), request, as_json=as_json)
+
+
 @app.command()
 def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     model: Model,

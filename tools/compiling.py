@@ -1,4 +1,4 @@
-"""What `gatefx optimize` and `gatefx export onnx` do: a model folder in, a folder out."""
+"""What `gatefx optimize` and `gatefx export` do: a model folder in, a folder out."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..config import AdapterConfig, Budget, Budgets, Flops, resolve_share
-from ..errors import BudgetError, UntrainedGateError
+from ..errors import BudgetError, InputError, UntrainedGateError
 from ..models.configs.catalogue import resolve_methods
 from ..models.configs.ccm import CCM
 from ..models.configs.gatera import GateRA
@@ -61,6 +61,31 @@ class _Opened:
     tokenizer: PreTrainedTokenizerBase
     batches: Batches | None
     example: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What `gatefx export tensorrt` takes beside; see its --help."""
+
+    precision: Literal["fp32", "fp16", "bf16"]
+    sizes: dict[str, tuple[int, ...]] | None
+    check: bool
+
+
+def parse_sizes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
+    """Sizes as a person typed them, one axis each: "batch=1:8:32".
+
+    Raises:
+        InputError: no such text. Whether the sizes fit the model, the library judges.
+    """
+    found = {}
+    for text in texts or ():
+        axis, _, numbers = text.partition("=")
+        parts = numbers.split(":")
+        if not axis or not all(part.strip().isdecimal() for part in parts):
+            raise InputError("These are no sizes of an axis.", given=text, expected="for example batch=1:8:32")
+        found[axis] = tuple(map(int, parts))
+    return found or None
 
 
 def parse_budgets(texts: Sequence[str] | None) -> Budgets | None:
@@ -134,6 +159,25 @@ def run_export(request: CompileRequest, opset: int, *, generate: bool = False) -
         export(
             deployed, request.out, tokenizer=opened.tokenizer, opset=opset, generate=generate,
             overwrite=request.overwrite,
+        )  # fmt: skip
+    return deployed
+
+
+def run_export_tensorrt(request: CompileRequest, options: EngineOptions) -> DeployedModel:
+    """Deploy the model and write what an engine is built from to `request.out`.
+
+    Raises:
+        GatefxError: a request that makes no sense, or a model that cannot be compiled, exported or built.
+    """
+    from ..exporting import export
+
+    opened, stages = _open(request)
+    with stages.stage("loading and optimizing the model", bars=True), _quiet():
+        deployed = _deploy(request, opened, _gated(request, opened))
+    with stages.stage("lowering to TensorRT"), _quiet():
+        export(
+            deployed, request.out, backend="tensorrt", tokenizer=opened.tokenizer, overwrite=request.overwrite,
+            precision=options.precision, sizes=options.sizes, check=options.check,
         )  # fmt: skip
     return deployed
 

@@ -127,7 +127,15 @@ def _is_size_of(value: str, tensor: str, axis: int, known: _Inlined) -> bool:
     if maker is None or sizes is None or place is None:
         return False
     shape = maker if maker.op_type == "Shape" else known.makers[maker.input[0]]
-    return bool(shape.input[0] == tensor and place % len(sizes) == axis % len(sizes))
+    same = _uncast(shape.input[0], known) == _uncast(tensor, known)
+    return bool(same and place % len(sizes) == axis % len(sizes))
+
+
+def _uncast(tensor: str, known: _Inlined) -> str:
+    """The tensor before casts, which has the same sizes."""
+    while (maker := known.makers.get(tensor)) is not None and maker.op_type == "Cast":
+        tensor = maker.input[0]
+    return tensor
 
 
 def _axis_read(maker: onnx.NodeProto, known: _Inlined) -> int | None:

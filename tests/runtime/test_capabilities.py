@@ -22,6 +22,8 @@ NAMES = [
     "native kernels for torch",
     "native kernels for ONNX Runtime",
     "Triton kernels",
+    "TensorRT engines",
+    "trtexec",
     "TensorRT for RTX (trial builds)",
     "torch.compile",
     "transformers",
@@ -116,6 +118,20 @@ def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     for name, extra in extras.items():
         assert not found[name].available
         assert f"pip install 'gatefx[{extra}]'" in found[name].reason
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_engines_need_tensorrt_and_a_gpu(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "driver_sees_gpu", lambda: gpu)
+    without(monkeypatch, "tensorrt")
+    monkeypatch.setattr(module.shutil, "which", lambda _: None)
+    found = rows()
+    for name, missing in (("TensorRT engines", "pip install tensorrt"), ("trtexec", "no trtexec")):
+        assert not found[name].available
+        assert missing in found[name].reason
+        assert ("driver" in found[name].reason) != gpu
+    monkeypatch.setattr(module.shutil, "which", lambda tool: f"/opt/{tool}")
+    assert rows()["trtexec"].available == gpu
 
 
 def test_triton_without_a_device_of_torch_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:

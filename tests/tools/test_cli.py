@@ -21,6 +21,7 @@ COMPILING = {
 }  # fmt: skip
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset", "--generate"},
+    ("export", "tensorrt"): COMPILING | {"--check", "--precision", "--size"},
     ("optimize",): COMPILING,
     ("inspect",): {
         "--base",
@@ -58,7 +59,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_commands_and_flags_are_the_promised_ones() -> None:
     root = typer.main.get_command(app)
     assert set(root.commands) == {"build-native", "demo", "doctor", "export", "inspect", "optimize", "serve"}
-    assert set(root.commands["export"].commands) == {"onnx"}
+    assert set(root.commands["export"].commands) == {"onnx", "tensorrt"}
     for path, options in OPTIONS.items():
         command = root
         for name in path:

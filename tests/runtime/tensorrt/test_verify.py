@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,30 +15,51 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import gatefx
-from gatefx.errors import InputError
-from gatefx.models.configs.catalogue import METHODS
+from gatefx.config import AdapterConfig
+from gatefx.errors import CaptureError, MissingDependencyError
+from gatefx.methods import CCM, GateRA, MaskLoRA, WeightLoRA
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
-from gatefx.runtime.tensorrt.axes import AxisRange, AxisRanges
-from gatefx.runtime.tensorrt.half_precision import in_half_precision
-from gatefx.runtime.tensorrt.lint import lint
-from gatefx.runtime.tensorrt.verify import verify
+from gatefx.passes.lower.onnx_precision import PRECISIONS
+from gatefx.runtime.artifact import Artifact
+from gatefx.runtime.tensorrt import verify as module
+from gatefx.runtime.tensorrt.build_files import Profile, write_build_files
+from gatefx.runtime.tensorrt.verify import trial_build
 
 needs_builder = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt-rtx is not installed here: no engine is built (pip install 'gatefx[tensorrt]')",
 )
-ExportedMethod = Callable[[str, str], Path]
+Deployed = Callable[[str, str], DeployedModel]
 STEPS = 8
-BUDGETS: dict[str, float | None] = {"ccm": 3, "gatera": 0.5, "weightlora": None}
+CONFIGS: dict[str, tuple[AdapterConfig, float | None]] = {
+    "ccm": (CCM(rank=8), 3),
+    "gatera": (GateRA(rank=8), 0.5),
+    "weightlora": (WeightLoRA(rank=8), None),
+    "masklora": (MaskLoRA(rank=8), 0.5),
+}
 
 
-def deployed(family: str, method: str) -> DeployedModel:
-    """A small model of `family`, trained for a few steps with `method` and hardened."""
-    torch.manual_seed(0)
-    model = tiny(family)
-    data = [tiny_inputs(model, batch=4, tokens=9, seed=seed) for seed in range(3)]
-    gated = gatefx.prepare(model, replace(METHODS[method], rank=8), budget=BUDGETS[method], example_inputs=data[0])
+@pytest.fixture(scope="session")
+def deployed() -> Deployed:
+    """family, method → a small model, trained for a few steps and hardened; "plain" has its adapters merged."""
+
+    @cache
+    def make(family: str, method: str) -> DeployedModel:
+        torch.manual_seed(0)
+        model = tiny(family)
+        data = [tiny_inputs(model, batch=4, tokens=9, seed=seed) for seed in range(3)]
+        config, budget = CONFIGS["ccm" if method == "plain" else method]
+        gated = gatefx.prepare(model, config, budget=budget, example_inputs=data[0])
+        train(gated, data)
+        if method == "plain":
+            return gatefx.optimize(gated.eval(), budget="100%", fold=True, data=data, progress=False)
+        return gatefx.optimize(gated.eval(), data=data, forms="gathered" if method == "ccm" else None, progress=False)
+
+    return make
+
+
+def train(gated: torch.nn.Module, data: list[dict[str, torch.Tensor]]) -> None:
     optimiser = torch.optim.AdamW([p for p in gated.parameters() if p.requires_grad], lr=1e-2)
     schedule = gated.schedule(STEPS, optimiser)
     gated.train()
@@ -47,96 +68,91 @@ def deployed(family: str, method: str) -> DeployedModel:
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
-    options = {"forms": "gathered"} if method == "ccm" else {}
-    return gatefx.optimize(gated.eval(), data=data, **options)
 
 
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> ExportedMethod:
-    """family, method → the exported ONNX file; made once."""
-
-    @cache
-    def make(family: str, method: str) -> Path:
-        folder = tmp_path_factory.mktemp("artifacts") / f"{family}-{method}"
-        return gatefx.export(deployed(family, method), folder) / "model.onnx"
-
-    return make
-
-
-BATCH, LENGTH = AxisRange(1, 4, 8), AxisRange(8, 16, 32)
-
-
-def axes_of(model: Path) -> AxisRanges:
-    """Every open axis of the inputs: axis 0 is the batch, any other a length."""
-    graph = onnx.load(model, load_external_data=False).graph
-    dims = [(place, dim) for value in graph.input for place, dim in enumerate(value.type.tensor_type.shape.dim)]
-    return {dim.dim_param: LENGTH if place else BATCH for place, dim in dims if dim.dim_param}
-
-
-def one_product(folder: Path, *, width: int = 32, place: str = "n") -> Path:
-    """A file of one MatMul (n, 32) · (width, 16)."""
+def one_product(folder: Path, *, width: int = 32, profile: Profile | None = None) -> Path:
+    """A folder whose model is one MatMul (n, 32) · (width, 16)."""
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"])],
+        [helper.make_node("MatMul", ["x", "w"], ["y"], name="multiplies")],
         "one_product",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [place, 32])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [place, 16])],
-        [numpy_helper.from_array(np.full((width, 16), 1e9, np.float32), "w")],
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 32])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 16])],
+        [numpy_helper.from_array(np.ones((width, 16), np.float32), "w")],
     )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "m.onnx")
-    return folder / "m.onnx"
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), folder / "model.onnx"
+    )
+    write_build_files(folder, profile or {"x": {"min": [1, 32], "opt": [4, 32], "max": [8, 32]}})
+    return folder
 
 
-@pytest.mark.parametrize("method", BUDGETS)
-def test_exported_graphs_keep_the_rules(method: str, exported: ExportedMethod) -> None:
-    path = exported("bert", method)
-    assert lint(onnx.load(path, load_external_data=False), axes_of(path)) == ()
+@pytest.mark.parametrize("method", ["gatera", "weightlora", "masklora"])
+def test_exported_graphs_keep_the_rules(method: str, deployed: Deployed, tmp_path: Path) -> None:
+    """Export raises if they do not; ccm is in `tests/passes/lower/test_tensorrt.py`."""
+    model = deployed("bert", method)
+    folder = gatefx.export(model, tmp_path / "out", backend="tensorrt", precision="fp16")
+    operators = [node.op_type for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
+    assert ("TopK" in operators) == (method == "masklora")
 
 
 @needs_builder
-@pytest.mark.parametrize("method", BUDGETS)
-def test_exported_graphs_become_engines(method: str, exported: ExportedMethod) -> None:
-    path = exported("bert", method)
-    for verdict in verify(path, axes_of(path)):
-        assert verdict.accepted, (verdict.precision, verdict.refusals)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("method", ["plain", *CONFIGS])
+def test_exported_graphs_become_engines(method: str, precision: str, deployed: Deployed, tmp_path: Path) -> None:
+    model = deployed("bert", method)
+    folder = gatefx.export(model, tmp_path / "out", backend="tensorrt", precision=precision, check=True)
+    trial = Artifact.open(folder).manifest["trial_build"]
+    assert trial["builder"].startswith("tensorrt-rtx 1.")
+    assert trial["engine_bytes"] > 0
 
 
 @pytest.mark.slow
 @needs_builder
 @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra", "mpnet", "albert", "modernbert", "llama"])
-@pytest.mark.parametrize("method", BUDGETS)
-def test_other_families_become_engines(family: str, method: str, exported: ExportedMethod) -> None:
-    path = exported(family, method)
-    for verdict in verify(path, axes_of(path)):
-        assert verdict.accepted, (verdict.precision, verdict.refusals)
+@pytest.mark.parametrize("method", ["ccm", "gatera", "weightlora"])
+def test_other_families_become_engines(family: str, method: str, deployed: Deployed, tmp_path: Path) -> None:
+    for precision in PRECISIONS:
+        gatefx.export(
+            deployed(family, method), tmp_path / precision, backend="tensorrt", precision=precision, check=True
+        )
 
 
 @needs_builder
-def test_a_verdict_says_what_was_built(tmp_path: Path) -> None:
-    (verdict,) = verify(one_product(tmp_path), {"n": BATCH}, ["fp32"])
-    assert (verdict.precision, verdict.refusals, verdict.accepted) == ("fp32", (), True)
-    assert verdict.builder.startswith("tensorrt-rtx 1.")
-    assert verdict.layers > 0
+def test_a_trial_says_what_was_built(tmp_path: Path) -> None:
+    trial = trial_build(one_product(tmp_path))
+    assert trial.builder.startswith("tensorrt-rtx 1.")
+    assert trial.engine_bytes > 0
+    assert "model.engine" not in {path.name for path in tmp_path.iterdir()}
 
 
 @needs_builder
-def test_a_graph_that_cannot_be_built_is_refused_in_words(tmp_path: Path) -> None:
-    for verdict in verify(one_product(tmp_path, width=31), {"n": BATCH}):
-        assert not verdict.accepted
-        assert verdict.refusals
+def test_a_graph_that_cannot_be_built_is_refused_in_the_parsers_words(tmp_path: Path) -> None:
+    with pytest.raises(CaptureError, match="does not take the graph") as caught:
+        trial_build(one_product(tmp_path, width=31))
+    assert "multiplies" in caught.value.given
 
 
-def test_an_axis_without_a_range_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="range for n as well"):
-        verify(one_product(tmp_path), {"batch": BATCH})
+@needs_builder
+def test_a_profile_that_does_not_fit_is_refused_in_the_builders_words(tmp_path: Path) -> None:
+    profile = {"x": {"min": [1, 31], "opt": [4, 31], "max": [8, 31]}}
+    with pytest.raises(CaptureError) as caught:
+        trial_build(one_product(tmp_path, profile=profile))
+    assert "x" in caught.value.given
 
 
-def test_half_precision_leaves_no_float32_and_no_infinity(exported: ExportedMethod, tmp_path: Path) -> None:
-    given = onnx.load(exported("bert", "ccm"))
-    half = in_half_precision(given)
+@needs_builder
+def test_a_refusal_leaves_no_folder(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> bytes:
+        raise module.RefusedError("TopK 'chooses': no such layer")
 
-    assert {w.data_type for w in half.graph.initializer}.isdisjoint({TensorProto.FLOAT})
-    assert {v.type.tensor_type.elem_type for v in half.graph.output} == {TensorProto.FLOAT16}
-    assert not half.functions
-    large = in_half_precision(onnx.load(one_product(tmp_path)))
-    assert float(numpy_helper.to_array(large.graph.initializer[0]).max()) == np.finfo(np.float16).max
-    assert TensorProto.FLOAT in {w.data_type for w in given.graph.initializer}
+    monkeypatch.setattr(module, "build", refuse)
+    with pytest.raises(CaptureError, match="TopK 'chooses': no such layer"):
+        gatefx.export(deployed("bert", "weightlora"), tmp_path / "out", backend="tensorrt", check=True)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_missing_builder_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingDependencyError, match="'tensorrt-rtx'") as caught:
+        trial_build(one_product(tmp_path))
+    assert "gatefx[tensorrt]" in caught.value.remedy

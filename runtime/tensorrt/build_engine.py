@@ -1,0 +1,78 @@
+"""Builds the engine of a folder: `python build_engine.py`, where TensorRT and the GPU that will run it are.
+
+Reads model.onnx, the weights beside it and profiles.json; writes model.engine. A copy of this file lies in every folder
+that gatefx.export writes for TensorRT, so it imports nothing of gatefx, whose own trial builds call `build` too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+MODEL_FILE, PROFILES_FILE, ENGINE_FILE = "model.onnx", "profiles.json", "model.engine"
+
+
+class RefusedError(Exception):
+    """What TensorRT says against a graph, one line for each thing."""
+
+
+def build(trt: Any, logger: Any, folder: Path) -> bytes:
+    """The engine of the model in `folder`.
+
+    Args:
+        trt: the module tensorrt, or tensorrt_rtx; logger: one of its loggers, which hears why a build fails.
+
+    Raises:
+        RefusedError: the graph has an operator, a type or a size that TensorRT does not take.
+    """
+    builder = trt.Builder(logger)
+    # TensorRT 11 types every network strongly; TensorRT 10 has to be told.
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)
+    if not parser.parse_from_file(str(folder / MODEL_FILE)):
+        raise RefusedError("\n".join(_parse_errors(parser)))
+    config = builder.create_builder_config()
+    for shapes in json.loads((folder / PROFILES_FILE).read_text(encoding="utf-8"))["profiles"]:
+        profile = builder.create_optimization_profile()
+        for name, sizes in shapes.items():
+            profile.set_shape(name, sizes["min"], sizes["opt"], sizes["max"])
+        config.add_optimization_profile(profile)
+    engine = builder.build_serialized_network(network, config)
+    if engine is None:
+        raise RefusedError("the build failed; the log above says why")
+    return bytes(engine)
+
+
+def _parse_errors(parser: Any) -> Iterator[str]:
+    for index in range(parser.num_errors):
+        error = parser.get_error(index)
+        yield f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
+
+
+def main() -> int:
+    """Build the engine of the folder that this file lies in."""
+    here = Path(__file__).resolve().parent
+    options = argparse.ArgumentParser(description="Build a TensorRT engine for this machine's GPU.")
+    options.add_argument("--output", type=Path, default=here / ENGINE_FILE, help="file to write (%(default)s)")
+    output: Path = options.parse_args().output
+    import tensorrt
+
+    try:
+        engine = build(tensorrt, tensorrt.Logger(tensorrt.Logger.WARNING), here)
+    except RefusedError as refusal:
+        print(f"TensorRT {tensorrt.__version__} does not take this model:\n{refusal}", file=sys.stderr)
+        return 1
+    half_written = output.with_name(output.name + ".writing")
+    half_written.write_bytes(engine)
+    os.replace(half_written, output)
+    print(f"written: {output}, {len(engine)} bytes, by TensorRT {tensorrt.__version__}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
