@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-checks openvino-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -66,5 +66,12 @@ serve-checks:
 	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[serve]"
 	$(SERVE_VENV)/bin/python -m pytest -W error tests/runtime/serving
 
+# Exported folders in OpenVINO, beside ONNX Runtime.
+OPENVINO_VENV ?= .venv-openvino
+openvino-checks:
+	$(MAKE) --no-print-directory VENV=$(OPENVINO_VENV) $(OPENVINO_VENV)/.fresh
+	$(OPENVINO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[openvino]"
+	$(OPENVINO_VENV)/bin/python -m pytest -W error tests/runtime/sessions/test_openvino.py
+
 clean:
-	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) .typecheck build *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) .typecheck build *.egg-info

@@ -23,6 +23,7 @@ from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
 from .runtime.sessions.decoder import OnnxDecoder
 from .runtime.sessions.onnxruntime import OnnxSession
+from .runtime.sessions.openvino import OPENVINO, open_in_openvino
 from .runtime.sessions.tensorrt import TensorRTSession
 
 _ONNXRUNTIME, _AOTINDUCTOR = "onnxruntime", "aotinductor"
@@ -185,9 +186,9 @@ def load(
 
     Args:
         folder: what `export` wrote.
-        provider: "cpu" (if not given), "cuda", "tensorrt" or ONNX Runtime's own name. None and "tensorrt" alone open
-            what was written for TensorRT.
-        threads: of ONNX Runtime's pool; None leaves it to ONNX Runtime.
+        provider: "cpu" (if not given), "cuda", "tensorrt" or ONNX Runtime's own name; or "openvino", for one model over
+            whole inputs. None and "tensorrt" alone open what was written for TensorRT.
+        threads: of the engine's pool; None leaves it to the engine.
         native: run gatefx's operators by the native kernels; None: where they are built; True: or fail; False: never.
 
     Raises:
@@ -207,8 +208,20 @@ def load(
         )
     if artifact.manifest.get("backend") == TENSORRT:
         return _load_engine(artifact, provider, threads=threads, native=native)
+    if provider == OPENVINO:
+        return _load_in_openvino(artifact, threads=threads, native=native)
     session = OnnxDecoder if kind == DECODER else OnnxSession
     return session.open(artifact, provider=provider or "cpu", threads=threads, native=native)
+
+
+def _load_in_openvino(artifact: Artifact, *, threads: int | None, native: bool | None) -> OnnxSession:
+    if artifact.manifest["kind"] == DECODER:
+        raise ProviderError(
+            "Decoders with their cache run in ONNX Runtime only.",
+            given=f"provider={OPENVINO!r}",
+            expected="'cpu', 'cuda' or 'tensorrt'",
+        )
+    return open_in_openvino(artifact, threads=threads, native=native)
 
 
 def _load_engine(

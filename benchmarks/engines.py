@@ -1,6 +1,6 @@
 """The exported encoder without gates beside what else runs it: torch, torch.compile, OpenVINO, ONNX Runtime's default.
 
-    pip install 'gatefx[demo]' 'openvino==2026.4.*'
+    pip install 'gatefx[demo,openvino]'
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/engines.py [--shapes 1x32] [--folder DIR]
 
 MiniLM-L6 with an adapter (r=16 on all linear layers, random B) merged into its weights, float32, one thread. "gatefx"

@@ -51,6 +51,7 @@ def capabilities() -> tuple[Capability, ...]:
     in_torch, gpu = torch.cuda.is_available(), driver_sees_gpu()
     return (
         *_onnxruntime(gpu),
+        _package("OpenVINO on CPU", "openvino", "openvino", "openvino"),
         _native("native kernels for torch", native_status("torch")),
         _native("native kernels for ONNX Runtime", native_status("onnxruntime")),
         _triton(in_torch),

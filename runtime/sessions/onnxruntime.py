@@ -177,7 +177,7 @@ class OnnxSession:
         except Exception as error:
             # What no check of shapes can see, such as a token id beyond the vocabulary. No common base but Exception.
             raise InputError(
-                "ONNX Runtime could not run the model on these inputs.",
+                f"{self._provider} could not run the model on these inputs.",
                 given=f"{type(error).__name__}: {error}",
                 expected="; ".join(str(spec) for spec in self._inputs),
             ) from error

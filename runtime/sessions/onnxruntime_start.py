@@ -29,9 +29,7 @@ def start(
     # Its warnings are about optimisations that a replaceable buffer prevents, which is what it is for.
     options.log_severity_level = _ERRORS_ONLY
     if threads is not None:
-        if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-            raise InputError("The number of threads is no count.", given=repr(threads), expected="1 or more")
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.intra_op_num_threads, options.inter_op_num_threads = checked_threads(threads), 1
     wanted = PROVIDERS.get(provider, provider)
     _check_available(runtime, wanted)
     used = _register_native(options, wanted, native)
@@ -40,6 +38,17 @@ def start(
     if obtained != wanted:
         raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
     return session, obtained, used
+
+
+def checked_threads(threads: int) -> int:
+    """`threads`, if they are a count.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise InputError("The number of threads is no count.", given=repr(threads), expected="1 or more")
+    return threads
 
 
 def onnxruntime_module() -> Any:

@@ -19,6 +19,7 @@ NAMES = [
     "ONNX Runtime on CPU",
     "ONNX Runtime on CUDA",
     "ONNX Runtime on TensorRT",
+    "OpenVINO on CPU",
     "native kernels for torch",
     "native kernels for ONNX Runtime",
     "Triton kernels",
@@ -109,6 +110,7 @@ def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     without(monkeypatch, "triton", "tensorrt_rtx", "transformers", "peft", "ray")
     found = rows()
     extras = {
+        "OpenVINO on CPU": "openvino",
         "Triton kernels": "triton",
         "TensorRT for RTX (trial builds)": "tensorrt",
         "transformers": "hf",
