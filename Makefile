@@ -60,10 +60,13 @@ gpu-checks:
 	$(GPU_VENV)/bin/python -m pytest -W error -m "not gpu" tests/runtime/tensorrt tests/runtime/ops
 
 # Replicas of Ray Serve on this machine that answer, die and stop; in a venv of its own, for Ray is large too.
+# Triton's client only reads configurations here; what it requires beside contradicts other pins.
 SERVE_VENV ?= .venv-serve
+TRITON_CONFIG := "tritonclient==2.73.0" "python-rapidjson>=1.20,<2"
 serve-checks:
 	$(MAKE) --no-print-directory VENV=$(SERVE_VENV) $(SERVE_VENV)/.fresh
 	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[serve]"
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON_CONFIG)
 	$(SERVE_VENV)/bin/python -m pytest -W error tests/runtime/serving
 
 # Exported folders in OpenVINO, beside ONNX Runtime.

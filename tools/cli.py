@@ -175,6 +175,35 @@ def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option o
         _print_result(run_export_tensorrt(request, options), request, as_json=as_json)
 
 
+@export_app.command("triton")
+def export_triton(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
+    folder: Annotated[Path, typer.Argument(help="An exported model.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="Model repository to add it to.", show_default=False)],
+    name: Annotated[str | None, typer.Option(help="Name of the model there.", show_default="the folder's name")] = None,
+    ragged: Annotated[
+        bool, typer.Option("--ragged", help="Python back end: lengths and budgets may differ within a batch.")
+    ] = False,
+    mount: Annotated[
+        str | None, typer.Option(help="Path of the repository on the server.", show_default="its path here")
+    ] = None,
+    instances: Annotated[int, typer.Option(min=1, help="Copies of the model in the server.")] = 1,
+    max_batch: Annotated[int, typer.Option(min=1, help="Examples that run together at most.")] = 8,
+    wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a request waits for others.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each instance.")] = 1,
+    debug: Debug = False,
+) -> None:
+    """Add an exported model to a model repository of NVIDIA's Triton Inference Server."""
+    with reported(debug):
+        from ..runtime.serving.options import ServeOptions
+        from ..runtime.serving.triton_repository import Repository, write_repository
+        from .console import output
+
+        options = ServeOptions(replicas=instances, max_batch=max_batch, wait_ms=wait_ms, threads=threads)
+        repository = Repository(out, name or folder.resolve().name, mount)
+        written = write_repository(folder, repository, options, ragged=ragged)
+        output().print(f"written: {written}", markup=False, soft_wrap=True)
+
+
 @app.command()
 def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
     model: Model,

@@ -40,6 +40,13 @@ def parsed(body: bytes) -> tuple[Any, Any]:
         raise InputError("The body is no JSON.", given=str(error), expected=_SHAPE) from error
     if not isinstance(content, dict):
         raise InputError("The body is no JSON object.", given=type(content).__name__, expected=_SHAPE)
+    if "adapter" in content:
+        raise InputError(
+            "The adapter is part of this model's graph: a request cannot choose one.",
+            given=f"adapter={content['adapter']!r}",
+            expected=_SHAPE,
+            remedy="Serve a folder for each adapter.",
+        )
     unknown = [name for name in content if name not in _FIELDS]
     if unknown or "inputs" not in content:
         raise InputError(

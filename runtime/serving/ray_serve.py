@@ -26,7 +26,7 @@ import numpy as np
 from ...errors import GatefxError, InputError, UnansweredError, missing_package
 from .answering import Answer, answers
 from .batching import Request
-from .json_door import LATER, OK, answered, parsed, refused
+from .json_door import LATER, MOST_BYTES, OK, answered, parsed, refused, too_large
 from .options import ServeOptions
 from .served_model import ServedModel, open_session, served_model
 
@@ -223,7 +223,7 @@ class Door:
         """POST answers a request; GET describes the model, or at /health says that a replica runs it."""
         try:
             if http.method == "POST":
-                return Response(answered(await self.infer(*parsed(await http.body()))), OK, media_type=_JSON)
+                return Response(answered(await self.infer(*parsed(await _body(http)))), OK, media_type=_JSON)
             if http.url.path.rstrip("/").endswith("/health"):
                 return Response(json.dumps(await self.health()), OK, media_type=_JSON)
             return Response(json.dumps(self._model.described()), OK, media_type=_JSON)
@@ -281,3 +281,17 @@ class Door:
             expected="a replica that lives until it has answered",
             remedy="Send the request again.",
         )
+
+
+async def _body(http: HttpRequest) -> bytes:
+    """Of a request, as far as it may be read.
+
+    Raises:
+        TooLargeError: it goes on.
+    """
+    body = bytearray()
+    async for chunk in http.stream():
+        body += chunk
+        if len(body) > MOST_BYTES:
+            raise too_large(len(body))
+    return bytes(body)

@@ -22,6 +22,16 @@ COMPILING = {
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset", "--generate"},
     ("export", "tensorrt"): COMPILING | {"--check", "--precision", "--size"},
+    ("export", "triton"): {
+        "--debug",
+        "--instances",
+        "--max-batch",
+        "--mount",
+        "--name",
+        "--ragged",
+        "--threads",
+        "--wait-ms",
+    },
     ("optimize",): COMPILING,
     ("inspect",): {
         "--base",
@@ -59,7 +69,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_commands_and_flags_are_the_promised_ones() -> None:
     root = typer.main.get_command(app)
     assert set(root.commands) == {"build-native", "demo", "doctor", "export", "inspect", "optimize", "serve"}
-    assert set(root.commands["export"].commands) == {"onnx", "tensorrt"}
+    assert set(root.commands["export"].commands) == {"onnx", "tensorrt", "triton"}
     for path, options in OPTIONS.items():
         command = root
         for name in path:

@@ -28,6 +28,7 @@ def test_a_request_is_parted_into_inputs_and_budget() -> None:
         (b"[1]", "no JSON object"),
         (b"{}", "no inputs"),
         (b'{"inputs": {}, "buget": 3}', "no field 'buget'"),
+        (b'{"inputs": {}, "adapter": "medical"}', "a request cannot choose one"),
     ],
 )
 def test_what_is_no_request_is_refused(body: bytes, said: str) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gatefx.errors import BudgetError, InputError
+from gatefx.runtime.serving.json_door import MOST_BYTES
 from gatefx.runtime.serving.options import ServeOptions
 
 pytestmark = pytest.mark.skipif(
@@ -106,6 +107,11 @@ def test_a_bad_request_is_told_why_and_its_neighbours_are_answered(
         assert status == 200, body
         expected = session.run(text(seed))["logits"]
         np.testing.assert_allclose(body["outputs"]["logits"], expected, atol=tolerance[torch.float32], rtol=0)
+
+
+def test_a_body_too_large_is_refused(handle: Any, cluster: str, ask: Ask) -> None:
+    status, body = ask(cluster, b" " * (MOST_BYTES + 1))
+    assert (status, body["error"]) == (413, "The body is too large.")
 
 
 def test_requests_of_one_window_have_their_own_budgets(handle: Any, session: Any, text: Text, tolerance: Any) -> None:

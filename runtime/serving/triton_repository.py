@@ -1,0 +1,134 @@
+"""A model repository for NVIDIA's Triton Inference Server, written from an artifact folder.
+
+    OUT/NAME/config.pbtxt                        onnxruntime back end: requests of one length share a batch
+             1/model.onnx, model.onnx.data
+             the native kernels, where they are used
+
+    OUT/NAME/config.pbtxt                        ragged=True, python back end: lengths and budgets may differ
+             1/model.py, artifact/…              needs gatefx[onnxruntime] in the server's Python
+
+The onnxruntime back end runs the graph alone: at the budget of the export, without recovery of uncertain examples.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from ...errors import ArtifactError, InputError
+from ..artifact import Artifact
+from ..native.library import NativeStatus
+from ..sessions.onnxruntime import MODEL_FILE
+from .options import ServeOptions
+from .served_model import ServedModel, open_session, served_model
+from .triton_config import ARTIFACT, config_text
+
+CONFIG_FILE, VERSION, MODEL_PY = "config.pbtxt", "1", "model.py"
+_WEIGHTS = f"{MODEL_FILE}.data"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+_MODEL = '''"""Written by gatefx: requests of several lengths and budgets in one batch."""
+
+from gatefx.runtime.serving.triton_model import TritonPythonModel
+
+__all__ = ["TritonPythonModel"]
+'''
+
+
+@dataclass(frozen=True)
+class Repository:
+    """Where a model goes.
+
+    Attributes:
+        path: of the repository, made if it is not there.
+        name: of the model in it.
+        mount: the repository's path on the server; None is its path here.
+    """
+
+    path: Path
+    name: str
+    mount: str | None = None
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InputError(
+                "This is no name of a model.", given=repr(self.name), expected="letters, digits, '_', '.' and '-'"
+            )
+
+    def seen(self, file: str) -> str:
+        """The path of a file of the model on the server."""
+        return f"{(self.mount or str(self.path.absolute())).rstrip('/')}/{self.name}/{file}"
+
+
+def write_repository(
+    folder: str | Path, repository: Repository, options: ServeOptions | None = None, *, ragged: bool = False
+) -> Path:
+    """Write the model of `folder` into a repository, whole or not at all: the model's own folder there.
+
+    Args:
+        folder: what `gatefx.export` wrote.
+        options: replicas are instances; wait_ms is the longest delay in the queue.
+        ragged: by the python back end, with padding, budgets and recovery; else by the onnxruntime back end.
+
+    Raises:
+        ArtifactError: a folder that does not verify, or a model of that name that is there already.
+        InputError: a model that no batch can be made of, or one with recovery without `ragged`.
+    """
+    chosen = options or ServeOptions()
+    place = str(Path(folder).absolute())
+    session = open_session(place, chosen)
+    model = served_model(place, session, chosen)
+    if not ragged and session.manifest.get("recovery") is not None:
+        raise InputError(
+            "The onnxruntime back end cannot run uncertain examples again, which this model asks for.",
+            given=f"{folder}, with recovery",
+            expected="ragged=True, or a model without recovery",
+        )
+    target = repository.path / repository.name
+    if os.path.lexists(target):
+        raise ArtifactError(
+            "The repository has a model of this name; nothing was written.",
+            given=str(target),
+            expected="a name that is not taken",
+        )
+    with tempfile.TemporaryDirectory(dir=_made(repository.path).parent, prefix=".gatefx.writing.") as staging:
+        written = Path(staging) / repository.name
+        (written / VERSION).mkdir(parents=True)
+        library = _filled(written, model, ragged=ragged, native=session.native)
+        seen = repository.seen(library) if library else ""
+        text = config_text(model, chosen, name=repository.name, ragged=ragged, library=seen)
+        (written / CONFIG_FILE).write_text(text, encoding="utf-8")
+        try:
+            written.rename(target)
+        except OSError as error:
+            raise ArtifactError(
+                "The finished model could not take its name.", given=str(target), expected=str(error)
+            ) from error
+    return target
+
+
+def _filled(written: Path, model: ServedModel, *, ragged: bool, native: NativeStatus) -> str:
+    """Copy the model's files; the name of the native library among them, empty without one."""
+    if ragged:
+        shutil.copytree(model.folder, written / VERSION / ARTIFACT)
+        (written / VERSION / MODEL_PY).write_text(_MODEL, encoding="utf-8")
+        return ""
+    artifact = Artifact.open(model.folder, verify=False)
+    for name in (MODEL_FILE, _WEIGHTS):
+        if name in artifact.manifest["files"]:
+            shutil.copy2(artifact.file(name), written / VERSION / name)
+    if not native.active or native.library is None:
+        return ""
+    shutil.copy2(native.library, written / native.library.name)
+    return native.library.name
+
+
+def _made(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError("The repository cannot be made.", given=str(path), expected=str(error)) from error
+    return path.absolute()
