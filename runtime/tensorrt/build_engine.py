@@ -60,8 +60,11 @@ def main() -> int:
     options = argparse.ArgumentParser(description="Build a TensorRT engine for this machine's GPU.")
     options.add_argument("--output", type=Path, default=here / ENGINE_FILE, help="file to write (%(default)s)")
     output: Path = options.parse_args().output
-    import tensorrt
-
+    try:
+        import tensorrt
+    except ImportError as error:
+        print(f"TensorRT's Python package is missing ({error}): pip install tensorrt", file=sys.stderr)
+        return 1
     try:
         engine = build(tensorrt, tensorrt.Logger(tensorrt.Logger.WARNING), here)
     except RefusedError as refusal:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -112,28 +111,6 @@ def test_the_graph_means_what_the_model_does(folders: dict[str, Path], fast: Any
         batch = tiny_inputs("bert", *size, seed)
         logits = fast(**batch)["logits"].numpy()
         assert np.abs(run(folders[precision], batch)["logits"] - logits).max() <= bound * np.abs(logits).max()
-
-
-def test_trtexec_is_given_the_profile(folders: dict[str, Path], tmp_path: Path) -> None:
-    """The script is run, with a stand-in that writes down its arguments."""
-    tool = tmp_path / "trtexec"
-    tool.write_text('#!/bin/sh\npwd\nprintf "%s\\n" "$@"\n')
-    tool.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    script = folders["fp32"] / "build_engine.sh"
-    done = subprocess.run([script, "--verbose"], env=environment, capture_output=True, text=True, check=True)
-    place, *arguments = done.stdout.splitlines()
-    assert place == str(folders["fp32"])
-    assert {"--onnx=model.onnx", "--saveEngine=model.engine", "--stronglyTyped", "--verbose"} <= set(arguments)
-    (most,) = (argument for argument in arguments if argument.startswith("--maxShapes="))
-    assert "input_ids:4x16" in most
-
-
-def test_the_python_script_stands_alone(folders: dict[str, Path]) -> None:
-    code = "import runpy, sys; sys.modules['gatefx'] = None; runpy.run_path(sys.argv[1])"
-    script = folders["fp32"] / "build_engine.py"
-    done = subprocess.run([sys.executable, "-c", code, script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 def test_an_engine_may_come_later_and_nothing_else(folders: dict[str, Path], tmp_path: Path) -> None:
