@@ -24,6 +24,8 @@ from .options import ServeOptions
 _CONFIG = "config.json"
 _IDS = "input_ids"
 _PROBE_LENGTH = 8
+_POSITIONS = ("max_position_embeddings", "n_positions")
+_SERVED = ("model", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -111,12 +113,12 @@ def open_session(folder: str, options: ServeOptions) -> OnnxSession:
         InputError: a folder of something else than one model over whole texts.
     """
     artifact = Artifact.open(folder)
-    kind = artifact.manifest.get("kind")
-    if kind != "model":
+    kind = (artifact.manifest.get("kind"), artifact.manifest.get("backend"))
+    if kind != _SERVED:
         raise InputError(
-            "Only a model that answers whole texts is served: a decoder with its cache and saved gates are not.",
-            given=f"{folder}, kind {kind!r}",
-            expected="a folder that gatefx.export wrote without generate=True",
+            "Only a model that answers whole texts in ONNX Runtime is served.",
+            given=f"{folder}, a {kind[0]} for {kind[1]}",
+            expected="a folder that gatefx.export wrote for onnxruntime, without generate=True",
         )
     return OnnxSession.open(artifact, provider=options.provider, threads=options.threads, native=options.native)
 
@@ -140,7 +142,7 @@ def served_model(folder: str, session: OnnxSession, options: ServeOptions) -> Se
         )
     entries = session.manifest.get("runtime_budgets") or {}
     config = _config(folder)
-    limits = [limit for limit in (options.longest, config.get("max_position_embeddings")) if isinstance(limit, int)]
+    limits = [limit for limit in (options.longest, *map(config.get, _POSITIONS)) if isinstance(limit, int)]
     pad = config.get("pad_token_id")
     return ServedModel(
         folder=folder,

@@ -115,12 +115,14 @@ def test_models_of_other_shapes_are_refused(session: Any, served_folder: Path) -
 def test_only_models_over_whole_texts_are_opened(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError):
         open_session(str(tmp_path), ServeOptions())
-    for kind in ("decoder", "gates"):
-        with ArtifactWriter(tmp_path / kind) as writer:
-            writer.commit({"kind": kind, "methods": {}, "budget": 1, "inputs": [], "outputs": [], "axes": {}})
+    facts = {"methods": {}, "budget": 1, "inputs": [], "outputs": [], "axes": {}}
+    for kind, backend in (("decoder", "onnxruntime"), ("gates", None), ("model", "tensorrt")):
+        folder = tmp_path / f"{kind}-{backend}"
+        with ArtifactWriter(folder) as writer:
+            writer.commit({"kind": kind, "backend": backend, **facts})
         with pytest.raises(InputError, match="whole texts") as caught:
-            open_session(str(tmp_path / kind), ServeOptions())
-        assert kind in caught.value.given
+            open_session(str(folder), ServeOptions())
+        assert f"a {kind} for {backend}" in caught.value.given
 
 
 def test_a_replica_needs_no_torch(served_folder: Path) -> None:
