@@ -11,6 +11,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM
 
 import gatefx as library
+from gatefx.tools.model_folder import open_model_folder
+from gatefx.tools.model_loading import example_batch, load_gated, load_tokenizer
 
 from .conftest import WORDS
 
@@ -52,6 +54,28 @@ def test_every_rank_generates_the_tokens_of_the_peft_model(
         without = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=8, do_sample=False)[:, 5:]
     assert without.tolist() != wanted.tolist()  # else the tokens would say nothing of the adapter
     assert torch.as_tensor(found).tolist() == wanted.tolist()
+
+
+def test_fitted_gates_act_in_both_programs(
+    gatefx: Command, decoder_folder: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """Gates that the command fits decide in the artifact: it generates what the library deploys from the same gates."""
+    fitted, out = tmp_path / "fitted", tmp_path / "out"
+    options = ("--data", data_file, "--method", "tspeft", "--budget", "50%")
+    code, _, err = gatefx("optimize", decoder_folder, fitted, *options)
+    assert (code, err) == (0, "")
+    code, _, err = gatefx("export", "onnx", fitted, out, "--data", data_file, "--generate")
+    assert (code, err) == (0, "")
+    session = library.load(out)
+    assert session.manifest["methods"]["tspeft"]["budget"] == 0.5
+    shares = [site["update_share"] for site in session.manifest["sites"]]
+    assert 0.4 < sum(shares) / len(shares) < 0.6
+    ids = [[5, 6, 7, 8, 9], [10, 11, 12]]
+    folder = open_model_folder(fitted)
+    gated = load_gated(folder, example_batch(load_tokenizer(folder)))
+    wanted = library.generate(library.optimize(gated, progress=False), ids, max_new_tokens=8, stop=())
+    found = library.generate(session, ids, max_new_tokens=8, stop=())
+    assert torch.equal(found.tokens, wanted.tokens)
 
 
 def test_an_encoder_is_refused(gatefx: Command, gates_folder: Path, tmp_path: Path) -> None:
