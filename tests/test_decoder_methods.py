@@ -1,4 +1,4 @@
-"""Every method on a small decoder: prepared, trained, deployed, exported, and the same tokens at each step of the way."""
+"""Every method on a small decoder: prepared, trained, deployed, exported, with the same tokens at every step."""
 
 from __future__ import annotations
 
