@@ -53,7 +53,7 @@ def write_exported_model_files(
         InputError: outputs that are not fields of `output_class`, in its order, or a class transformers cannot find.
         GatefxError: a version of transformers whose format is newer than the one known here.
     """
-    version = _checked_transformers()
+    version = checked_transformers("Writing a folder that transformers' ExportedModel loads")
     from transformers.exporters.base import EXPORT_MANIFEST_FILE
     from transformers.exporters.metadata import ExportMetadata
 
@@ -80,9 +80,13 @@ def write_exported_model_files(
         stored.save_pretrained(path)
 
 
-def _checked_transformers() -> str:
-    """The version of transformers, once it is known to read what is written here."""
-    feature = "Writing a folder that transformers' ExportedModel loads"
+def checked_transformers(feature: str) -> str:
+    """The version of transformers, once its exporters are known to be those that `feature` was written for.
+
+    Raises:
+        MissingDependencyError: transformers is missing or too old.
+        GatefxError: a version whose format is newer than the one known here.
+    """
     try:
         version = metadata.version("transformers")
     except metadata.PackageNotFoundError as error:
