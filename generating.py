@@ -14,6 +14,7 @@ from .runtime.generation.engine import Engine
 from .runtime.generation.loop import Generation, start_generation
 from .runtime.generation.prompts import Rows
 from .runtime.generation.sampling import Sampling
+from .runtime.generation.update_records import UpdateRecords
 from .runtime.sessions.decoder import OnnxDecoder
 from .runtime.sessions.onnxruntime import OnnxSession
 
@@ -31,6 +32,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
     stop: Sequence[int] | int | None = None,
     budget: Budget | Mapping[str, Budget] | None = None,
     cache: Cache | None = None,
+    records: UpdateRecords | None = None,
 ) -> Generation:
     """Read the prompts, and generate token by token.
 
@@ -45,14 +47,16 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         stop: tokens after which a row is over; None takes the model's own, () none.
         budget: for these prompts, instead of `model.budget`: masklora's share of the prompt, ccm's ranks, ….
         cache: of an earlier generation at the same budget, to go on from with `input_ids` as further tokens.
+        records: an `UpdateRecords` that is told which tokens took which update (tspeft, gatera), apart for prefill and
+            decode; of models in torch.
 
     Raises:
         InputError: an empty prompt, one longer than the model's positions, a generation that would be, a cache of
-            another model or budget; GatefxError: an option out of range.
+            another model or budget, records of what decides nothing per token; GatefxError: an option out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     return start_generation(
-        _engine(model),
+        _engine(model, records),
         input_ids,
         attention_mask,
         max_new_tokens=max_new_tokens,
@@ -63,11 +67,18 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
     )
 
 
-def _engine(model: Any) -> Engine:
+def _engine(model: Any, records: UpdateRecords | None) -> Engine:
     if isinstance(model, OnnxDecoder):
+        if records is not None:
+            raise InputError(
+                "Gates are recorded in torch.",
+                given="records= with an exported model",
+                expected="the deployed model that was exported, which decides the same",
+                remedy="generate with what gatefx.optimize returned",
+            )
         return model
     if isinstance(model, DeployedModel):
-        return engine_of(model)
+        return engine_of(model, records=records)
     raise InputError(
         "Only a deployed model generates.",
         given=type(model).__name__,

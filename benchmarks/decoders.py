@@ -30,7 +30,7 @@ from gatefx.models.packaged_decoder import language_model
 from gatefx.passes.decode.engine import required_programs
 from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.harden.token_calibration import hard_gates
-from gatefx.runtime.cache_names import is_present, past_of
+from gatefx.runtime.cache_names import LOGITS, is_present, past_of
 
 HELD_OUT = ("specialnames", "compound")
 CUT, SHARES, LENGTHS, CONTINUATION = 8, (0.7, 0.5, 0.3), (512, 1024, 2048), 64
@@ -154,7 +154,7 @@ def continuation_loss(model: DeployedModel, ids: Tensor, length: int) -> float:
     positions = torch.arange(ids.shape[1])[None]
     answers = dict(programs.prefill(prompt, torch.ones_like(prompt), positions[:, :length]))
     answers |= {"present_positions.0": positions[:, :length], "present_mask.0": torch.ones_like(prompt)}
-    cache = {past_of(name): value for name, value in answers.items() if is_present(name)}
+    cache = {past_of(name) if is_present(name) else name: value for name, value in answers.items() if name != LOGITS}
     given = {"input_ids": more, "attention_mask": torch.ones_like(more), "position_ids": positions[:, length:], **cache}
     names = programs.decode.meta["signature"].input_names
     logits = torch.cat([answers["logits"], programs.decode(*(given[n] for n in names))["logits"][:, :-1]], 1)

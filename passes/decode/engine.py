@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from ...errors import InputError
 from ...runtime.cache_names import LOGITS
 from ...runtime.generation.engine import DecoderFacts
 from ...runtime.generation.torch_engine import TorchEngine
+from ...runtime.generation.update_records import UpdateRecords
 from ..deployed import DeployedModel
 from ..graph.edit import answers_of, shape_of
 from ..graph.signature import signature_of
 from .programs import DecoderPrograms
+from .recording import RecordedProgram, check_recorded
 
 
-def engine_of(model: DeployedModel, *, masked: bool = False) -> TorchEngine:
-    """The engine of a model; masked: on the dense prefill that says what the compacted one must equal.
+def engine_of(model: DeployedModel, *, masked: bool = False, records: UpdateRecords | None = None) -> TorchEngine:
+    """The engine of a model.
+
+    Args:
+        masked: on the dense prefill that says what the compacted one must equal; records: is told what gates on tokens
+            decide, which runs slower.
 
     Raises:
-        InputError: the model is no decoder that can generate.
+        InputError: the model is no decoder that can generate, or has nothing to record.
     """
     programs = required_programs(model)
-    prefill = programs.reference if masked else programs.prefill
+    prefill, decode = programs.reference if masked else programs.prefill, programs.decode
+    run_prefill: nn.Module = prefill
+    run_decode: nn.Module = decode
+    if records is not None:
+        check_recorded(model)
+        run_prefill, run_decode = (
+            RecordedProgram(prefill, records, "prefill"),
+            RecordedProgram(decode, records, "decode"),
+        )
     return TorchEngine(
-        (prefill, signature_of(prefill).input_names),
-        (programs.decode, signature_of(programs.decode).input_names),
+        (run_prefill, signature_of(prefill).input_names),
+        (run_decode, signature_of(decode).input_names),
         facts=facts_of(model),
         name=f"{model.signature.architecture} {id(model):x}",
         resolved=lambda budget: model.budget if budget is None else model.resolved_budget(budget),  # type: ignore[arg-type]
