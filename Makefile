@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-checks openvino-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-checks openvino-checks optimum-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -76,5 +76,17 @@ openvino-checks:
 	$(OPENVINO_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[openvino]"
 	$(OPENVINO_VENV)/bin/python -m pytest -W error tests/runtime/sessions/test_openvino.py
 
+# Exported folders in Optimum, whose ONNX package wants an older transformers than gatefx: a second venv reads them.
+OPTIMUM_VENV ?= .venv-optimum
+OPTIMUM_READER := $(OPTIMUM_VENV)/reader/bin/python
+optimum-checks:
+	$(MAKE) --no-print-directory VENV=$(OPTIMUM_VENV) $(OPTIMUM_VENV)/.fresh
+	$(PYTHON) -m venv $(OPTIMUM_VENV)/reader
+	$(OPTIMUM_READER) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(OPTIMUM_READER) -m pip install --quiet --disable-pip-version-check \
+		transformers==4.57.6 optimum-onnx==0.1.0 onnxruntime==1.31.1
+	GATEFX_OPTIMUM_PYTHON=$(abspath $(OPTIMUM_READER)) $(OPTIMUM_VENV)/bin/python -m pytest -W error \
+		tests/runtime/test_optimum.py
+
 clean:
-	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) .typecheck build *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) .typecheck build *.egg-info

@@ -1,0 +1,37 @@
+"""Run by an interpreter with optimum-onnx and without gatefx: open one exported folder and answer on one batch.
+
+python optimum_reader.py FOLDER INPUTS.npz ANSWERS.npz
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from optimum.onnxruntime import (
+    ORTModelForQuestionAnswering,
+    ORTModelForSequenceClassification,
+    ORTModelForTokenClassification,
+)
+
+READERS = {
+    "BertForSequenceClassification": ORTModelForSequenceClassification,
+    "BertForTokenClassification": ORTModelForTokenClassification,
+    "BertForQuestionAnswering": ORTModelForQuestionAnswering,
+}
+
+
+def main(folder: str, inputs: str, answers: str) -> None:
+    """The class that the folder's architecture asks for, from `from_pretrained` as users call it."""
+    architecture = json.loads((Path(folder) / "config.json").read_text())["architectures"][0]
+    model = READERS[architecture].from_pretrained(folder)
+    given = {name: torch.from_numpy(values) for name, values in np.load(inputs).items()}
+    found = model(**given)
+    np.savez(answers, **{name: values.numpy() for name, values in found.items()})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
