@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from .gradient_sink import GradientSink
+
 
 class AdapterWeight(nn.Module):
     """ω of one site: its update is multiplied by it. Not a parameter: StoIHT moves it, no optimiser does.
@@ -21,11 +23,7 @@ class AdapterWeight(nn.Module):
         self.register_buffer("omega", torch.tensor(1.0))
         self.register_buffer("updates", torch.tensor(0))
         self.register_buffer("frozen", torch.tensor(False))
-        self.gradient: Tensor | None = None
-
-    def __getstate__(self) -> dict[str, object]:
-        """Copies and pickles leave the last batch's gradient behind."""
-        return {**self.__dict__, "gradient": None}
+        self.sink = GradientSink()
 
     def extra_repr(self) -> str:
         """What the printed graph should show of a weight."""
@@ -33,23 +31,17 @@ class AdapterWeight(nn.Module):
 
     def forward(self) -> Tensor:
         """ω, (); its gradient is kept until `take_gradient`."""
-        if bool(self.frozen) or not self.training or not torch.is_grad_enabled():
+        if not self.training or not torch.is_grad_enabled():
             return self.omega
-        leaf = self.omega.detach().clone().requires_grad_()
-        leaf.register_hook(self._receive)  # type: ignore[no-untyped-call]  # torch's
-        return leaf
+        return self.omega + self.sink().to(self.omega.dtype)
 
     def take_gradient(self) -> Tensor:
         """∂ℓ/∂ω summed since the last call, (); zero where there was none."""
-        found, self.gradient = self.gradient, None
-        return torch.zeros_like(self.omega) if found is None else found
+        found = self.sink.take()
+        return torch.zeros_like(self.omega) if found is None else found.to(self.omega.dtype)
 
     def freeze(self, *, keep: bool) -> None:
         """End the choice: a site that stays is plain LoRA (ω = 1, phase 2 of §2), one that goes has ω = 0."""
         self.omega.fill_(float(keep))
         self.frozen.fill_(value=True)
-        self.gradient = None
-
-    def _receive(self, gradient: Tensor) -> None:
-        gradient = gradient.detach()
-        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+        self.sink.take()

@@ -16,14 +16,14 @@ from torch import Tensor
 from .configs.tspeft import TSPEFT
 
 
-def threshold_gradient(influence: Tensor, taken: Tensor, real: Tensor, weight: float) -> Tensor:
-    """g of Eq. 15, ().
+def consistent_influence(influence: Tensor, taken: Tensor, real: Tensor) -> Tensor:
+    """The first sum of Eq. 15, (); the second is λ times the real tokens that took the update.
 
     Args:
-        influence: μ (B, *); taken: 1(r ≥ τ), (B, *) bool; real: (B, *) 1 at real tokens; weight: λ.
+        influence: μ (B, *); taken: 1(r ≥ τ), (B, *) bool; real: (B, *) 1 at real tokens.
     """
     consistent = (influence >= 0) == taken
-    return ((consistent * influence + weight * taken.to(influence.dtype)) * real).sum()
+    return (consistent * influence * real).sum()
 
 
 @torch.no_grad()

@@ -9,13 +9,17 @@ features of the layer's answer.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .configs.tspeft import TSPEFT
-from .threshold_optimizer import threshold_gradient, threshold_step
+from .gradient_sink import GradientSink
+from .threshold_optimizer import consistent_influence, threshold_step
+
+#: What backward leaves in a threshold's sink.
+_ARRIVES = ("the consistent influence of Eq. 15", "tokens that took the update", "real tokens")
 
 
 @dataclass(frozen=True)
@@ -41,8 +45,8 @@ def norms(update: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
 class UpdateThreshold(nn.Module):
     """τ of one adapter, in training. Not a parameter: `move` changes it, no optimiser does.
 
-    The gate that multiplies the update is a leaf of the autograd graph, so its gradient is Eq. 9's
-    μ_i = Σ_j ∂ℓ/∂h_ij·M(x_i)_j, of skipped tokens too, and nothing but ∂ℓ/∂h is needed for it.
+    The gradient of the gate that multiplies the update is Eq. 9's μ_i = Σ_j ∂ℓ/∂h_ij·M(x_i)_j, of skipped tokens too,
+    and nothing but ∂ℓ/∂h is needed for it; what τ needs of it is summed up in `sink`.
 
     Args:
         config: the method's options; budget: share of tokens×sites to train towards, None for τ alone.
@@ -65,12 +69,11 @@ class UpdateThreshold(nn.Module):
         # What a budget adds to the τ of every site; 0 without one.
         self.register_buffer("level", torch.tensor(0.0))
         self.record: ThresholdRecord | None = None
-        self.gradient: Tensor | None = None
-        self.counts: tuple[Tensor, Tensor] | None = None
+        self.sink = GradientSink((len(_ARRIVES),))
 
     def __getstate__(self) -> dict[str, object]:
         """Copies and pickles leave behind what the last batch showed."""
-        return {**self.__dict__, "record": None, "gradient": None, "counts": None}
+        return {**self.__dict__, "record": None}
 
     def extra_repr(self) -> str:
         """What the printed graph should show of a threshold."""
@@ -88,28 +91,48 @@ class UpdateThreshold(nn.Module):
         self.record = ThresholdRecord(_ratio(size, whole), taken, real)
         gate = taken.to(update.dtype).unsqueeze(-1)
         if self.training and torch.is_grad_enabled():
-            gate.requires_grad_()
-            gate.register_hook(partial(self._receive, taken=taken, real=real))  # type: ignore[no-untyped-call]  # torch's
+            gate = _Influence.apply(gate, self.sink(), taken, real)  # type: ignore[no-untyped-call]  # torch's
         return update * gate
 
-    def _receive(self, gradient: Tensor, *, taken: Tensor, real: Tensor) -> None:
-        influence = gradient.detach().squeeze(-1).to(real.dtype)
-        found = threshold_gradient(influence, taken, real, self.config.sparsity_weight)
-        counts = (taken * real).sum(), real.sum()
-        self.gradient = found if self.gradient is None else self.gradient + found
-        self.counts = counts if self.counts is None else (self.counts[0] + counts[0], self.counts[1] + counts[1])
+    @property
+    def gradient(self) -> Tensor | None:
+        """g of Eq. 15 summed since the last move, (); None where no backward has arrived."""
+        return None if self.sink.arrived is None else self._gradient(self.sink.arrived)
+
+    def _gradient(self, arrived: Tensor) -> Tensor:
+        influence, taken, _ = arrived
+        return influence + self.config.sparsity_weight * taken
 
     def move(self, step: float) -> float | None:
         """One update of τ by the gradients since the last one; the share of tokens that took the update meanwhile.
 
         Nothing moves, and the answer is None, where no backward has arrived.
         """
-        if self.gradient is None or self.counts is None:
+        arrived = self.sink.take()
+        if arrived is None:
             return None
-        gradient, (taken, real) = self.gradient.to(self.tau.dtype), self.counts
-        self.gradient = self.counts = None
+        gradient, (_, taken, real) = self._gradient(arrived).to(self.tau.dtype), arrived
         threshold_step(self.tau, self.first_moment, self.second_moment, self.updates, gradient, step, self.config)
         return float(taken / real.clamp_min(1))
+
+
+class _Influence(torch.autograd.Function):
+    """The gate as it is; backward, what τ needs of the gate's gradient goes to the sink, and no further."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, sink: Tensor, taken: Tensor, real: Tensor) -> Tensor:  # noqa: ARG004  # the sink takes part for its gradient alone
+        """The gate (B, *, 1); taken, real: (B, *)."""
+        ctx.save_for_backward(taken, real)
+        return gate.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]  # torch's has no shape
+        """The sink's gradient: what `_ARRIVES` names."""
+        taken, real = ctx.saved_tensors
+        influence = gradient.squeeze(-1).to(real.dtype)
+        found = consistent_influence(influence, taken, real)
+        arrived = torch.stack([found, (taken * real).sum(), real.sum()])
+        return None, arrived.to(torch.float64), None, None
 
 
 class HardUpdateThreshold(nn.Module):

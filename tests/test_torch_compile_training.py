@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 
 import gatefx
 from gatefx.config import AdapterConfig
-from gatefx.methods import CCM, GateRA
+from gatefx.methods import CCM, TSPEFT, GateRA, WeightLoRA
 from gatefx.models.regularization import REGULARIZATION_MODULES
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
@@ -21,6 +21,8 @@ LENGTHS = (7, 10, 13)
 CASES: dict[str, tuple[AdapterConfig, float]] = {
     "ccm": (CCM(rank=8), 4),
     "gatera": (GateRA(rank=4), 0.5),
+    "tspeft": (TSPEFT(rank=4), 0.5),
+    "weightlora": (WeightLoRA(rank=4), 6),
 }
 
 
@@ -53,8 +55,8 @@ def test_training_is_one_graph_and_equals_eager(name: str) -> None:
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
-    schedules = [one.schedule(12) for one in (eager, model)]
     optimizers = [torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.01) for one in (eager, model)]
+    schedules = [one.schedule(60, optimizer) for one, optimizer in zip((eager, model), optimizers, strict=True)]
     for step in range(4):
         batch = batches()[step % 3]
         with dynamo_config.patch(error_on_recompile=step > 1):

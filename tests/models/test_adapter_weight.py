@@ -31,23 +31,24 @@ def test_no_optimiser_gets_to_move_it() -> None:
     assert set(AdapterWeight().state_dict()) == {"omega", "updates", "frozen"}
 
 
-def test_it_is_a_constant_in_serving_and_once_it_is_frozen() -> None:
+def test_it_is_a_constant_in_serving_and_moves_no_more_once_it_is_frozen() -> None:
     weight = AdapterWeight().eval()
     assert not weight().requires_grad
     weight.train()
     assert weight().requires_grad
     with torch.no_grad():
         assert not weight().requires_grad
+    torch.autograd.backward(2.0 * weight())
     weight.freeze(keep=False)
-    assert not weight().requires_grad
-    assert float(weight()) == 0.0
+    assert weight.sink.arrived is None
+    assert float(weight().detach()) == 0.0
     weight.freeze(keep=True)
-    assert float(weight()) == 1.0
+    assert float(weight().detach()) == 1.0
 
 
 def test_a_copy_leaves_the_last_gradient_behind() -> None:
     weight = AdapterWeight()
     (2.0 * weight()).backward()
 
-    assert copy.deepcopy(weight).gradient is None
+    assert copy.deepcopy(weight).sink.arrived is None
     assert float(weight.take_gradient()) == 2.0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gatefx.models.configs.tspeft import NLU, TSPEFT
-from gatefx.models.threshold_optimizer import threshold_gradient, threshold_step
+from gatefx.models.threshold_optimizer import consistent_influence, threshold_step
 from gatefx.models.update_threshold import UpdateThreshold
 from gatefx.passes.compact.updates import SkipUpdates
 from gatefx.passes.find.thresholds import thresholds_of
@@ -107,11 +107,10 @@ def test_equation_9_is_the_gradient_of_the_gate_also_where_it_is_shut(layer: Any
 )
 def test_equations_13_to_15_case_by_case(influence: float, taken: bool, term: float) -> None:
     """§3.3: zero wherever τ is large enough (μ ≥ 0, skipped) or small enough (μ ≤ 0, taken) already."""
-    found = threshold_gradient(torch.tensor([influence]), torch.tensor([taken]), torch.ones(1), WEIGHT)
+    found = consistent_influence(torch.tensor([influence]), torch.tensor([taken]), torch.ones(1))
 
-    assert float(found) == pytest.approx(term, abs=1e-7)
-    padded = threshold_gradient(torch.tensor([influence]), torch.tensor([taken]), torch.zeros(1), WEIGHT)
-    assert float(padded) == 0
+    assert float(found) + WEIGHT * taken == pytest.approx(term, abs=1e-7)
+    assert float(consistent_influence(torch.tensor([influence]), torch.tensor([taken]), torch.zeros(1))) == 0
 
 
 def test_equations_16_to_20_over_several_steps() -> None:
@@ -188,7 +187,7 @@ def test_accumulated_micro_batches_are_the_large_batch(layer: Any) -> None:
     x = states(4, 6)
     torch.autograd.backward((answer(graph, x) ** 2).sum())
     whole = float(gate.gradient)  # type: ignore[arg-type]  # a backward has arrived
-    gate.gradient = gate.counts = None
+    gate.sink.take()
     for part in (x[:1], x[1:]):
         torch.autograd.backward((answer(graph, part) ** 2).sum())
 
