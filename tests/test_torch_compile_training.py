@@ -17,6 +17,8 @@ from gatefx.models.regularization import REGULARIZATION_MODULES
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
 
+# Dynamo makes an object of every autograd function that it traces, which torch itself warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 LENGTHS = (7, 10, 13)
 CASES: dict[str, tuple[AdapterConfig, float]] = {
     "ccm": (CCM(rank=8), 4),
