@@ -33,7 +33,8 @@ class AdapterWeight(nn.Module):
         """ω, (); its gradient is kept until `take_gradient`."""
         if not self.training or not torch.is_grad_enabled():
             return self.omega
-        return self.omega + self.sink().to(self.omega.dtype)
+        weight: Tensor = self.omega + self.sink().to(self.omega.dtype)
+        return weight
 
     def take_gradient(self) -> Tensor:
         """∂ℓ/∂ω summed since the last call, (); zero where there was none."""

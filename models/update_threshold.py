@@ -100,8 +100,8 @@ class UpdateThreshold(nn.Module):
         return None if self.sink.arrived is None else self._gradient(self.sink.arrived)
 
     def _gradient(self, arrived: Tensor) -> Tensor:
-        influence, taken, _ = arrived
-        return influence + self.config.sparsity_weight * taken
+        gradient: Tensor = arrived[0] + self.config.sparsity_weight * arrived[1]
+        return gradient
 
     def move(self, step: float) -> float | None:
         """One update of τ by the gradients since the last one; the share of tokens that took the update meanwhile.
@@ -126,7 +126,7 @@ class _Influence(torch.autograd.Function):
         return gate.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:  # type: ignore[override]  # torch's has no shape
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor, None, None]:
         """The sink's gradient: what `_ARRIVES` names."""
         taken, real = ctx.saved_tensors
         influence = gradient.squeeze(-1).to(real.dtype)
