@@ -292,6 +292,9 @@ def serve(  # noqa: PLR0913, PLR0917  # every parameter is an option of the comm
         int | None, typer.Option(min=1, help="Tokens of the longest request.", show_default="the model's own limit")
     ] = None,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that requests in flight have at shutdown.")] = 30.0,
+    measure_every: Annotated[
+        int, typer.Option(min=0, help="Measure ranks and tokens of one request in so many; 0: none.")
+    ] = 0,
     provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt, or ONNX Runtime's own name.")] = "cpu",
     host: Annotated[str, typer.Option(help="Address to listen on; there is no login.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the HTTP door.")] = 8000,
@@ -303,8 +306,9 @@ def serve(  # noqa: PLR0913, PLR0917  # every parameter is an option of the comm
         from .serving import run_serve
 
         options = ServeOptions(
-            replicas, max_batch, wait_ms, threads=threads, longest=longest, drain_s=drain, provider=provider
-        )
+            replicas, max_batch, wait_ms, threads=threads, longest=longest, drain_s=drain, measure_every=measure_every,
+            provider=provider,
+        )  # fmt: skip
         run_serve(folder, options, host=host, port=port)
 
 

@@ -22,6 +22,7 @@ class ServeOptions:
         longest: tokens of the longest request that is taken; None takes the limit of the model's config, if it has one.
         queued: requests that one replica holds; those beyond are told to come back later.
         drain_s: seconds that requests in flight have at shutdown.
+        measure_every: measure what one request in so many really spends, by a second session; 0 measures none.
         provider, native: as `gatefx.load`.
 
     Raises:
@@ -36,6 +37,7 @@ class ServeOptions:
     longest: int | None = None
     queued: int = 256
     drain_s: float = 30.0
+    measure_every: int = 0
     provider: str = "cpu"
     native: bool | None = None
 
@@ -44,6 +46,8 @@ class ServeOptions:
             _check_count(name, getattr(self, name))
         if self.longest is not None:
             _check_count("longest", self.longest)
+        if self.measure_every != 0:
+            _check_count("measure_every", self.measure_every)
         for name in ("wait_ms", "drain_s"):
             _check_time(name, getattr(self, name))
 

@@ -12,9 +12,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +25,9 @@ from .answering import Answer, answers
 from .batching import Request
 from .json_door import LATER, MOST_BYTES, OK, answered, parsed, refused, too_large
 from .options import ServeOptions
+from .process import check_port, stop_signal
 from .served_model import ServedModel, open_session, served_model
+from .spending import Spending
 
 try:
     import ray
@@ -45,6 +44,14 @@ APPLICATION = "gatefx"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 SHARES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75)
 BUDGETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 32.0, 64.0)
+SPENT = (
+    ("effective_rank", "Ranks that an adapter ran at, the mean over sites.", (0.5, 1, 2, 3, 4, 6, 8, 12, 16, 32, 64)),
+    (
+        "retention",
+        "Share of the tokens that was left after the last cut.",
+        (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1),
+    ),
+)
 _JSON = "application/json"
 _ATTEMPTS = 3
 _DRAIN_CHECK_S = 0.1
@@ -101,25 +108,14 @@ def serve_folder(
         InputError: a port that is taken, or more replicas than CPUs; others as `build_app`.
     """
     application = build_app(folder, options)
-    _check_port(host, port)
-    with _cluster(options), _stopped() as stopped:
+    check_port(host, port)
+    with _cluster(options), stop_signal() as stopped:
         serve.start(http_options={"host": host, "port": port})
         serve.run(application, name=APPLICATION)
         ready(f"http://{host}:{port}")
         stopped.wait()
         serve.delete(APPLICATION)
         serve.shutdown()
-
-
-def _check_port(host: str, port: int) -> None:
-    # Ray's proxies share a port with whoever has it, so that half of the requests would go elsewhere.
-    try:
-        with socket.create_server((host, port)):
-            return
-    except OSError as error:
-        raise InputError(
-            "The HTTP door cannot open here.", given=f"{host}:{port}: {error}", expected="a free port of this machine"
-        ) from error
 
 
 @contextmanager
@@ -142,20 +138,6 @@ def _cluster(options: ServeOptions) -> Iterator[None]:
         ray.shutdown()
 
 
-@contextmanager
-def _stopped() -> Iterator[threading.Event]:
-    """Set by the signals that end a server; Ray's own handlers come back afterwards."""
-    stopped = threading.Event()
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        for number in before:
-            signal.signal(number, lambda *_: stopped.set())
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 class Model:
     """One replica: a session, and the window in which requests meet."""
 
@@ -168,6 +150,10 @@ class Model:
         self._padding = metrics.Histogram(
             "gatefx_padding_share", "Share of a batch's tokens that is padding.", boundaries=SHARES
         )
+        self._spending = Spending.open(model, options.threads) if options.measure_every else None
+        self._measuring: asyncio.Task[None] | None = None
+        self._answered = 0
+        self._spent = {name: metrics.Histogram(f"gatefx_{name}", text, bounds) for name, text, bounds in SPENT}
         self._again = metrics.Counter(
             "gatefx_recovered_examples", "Examples run again because they were too uncertain."
         )
@@ -175,6 +161,10 @@ class Model:
     async def answer(self, request: Request) -> Answer:
         """Of one request, from the batch that it runs in."""
         answer: Answer = await self._window(request)
+        self._answered += 1
+        due = self._spending is not None and self._answered % self._options.measure_every == 0
+        if due and not isinstance(answer, GatefxError) and (self._measuring is None or self._measuring.done()):
+            self._measuring = asyncio.create_task(self._measure(request))
         return answer
 
     async def health(self) -> dict[str, str]:
@@ -185,6 +175,11 @@ class Model:
     async def check_health(self) -> None:
         """Ray restarts a replica whose check raises."""
         await asyncio.to_thread(self._session.run, self._model.probe().arrays)
+
+    async def _measure(self, request: Request) -> None:
+        if self._spending is not None:
+            for name, value in (await asyncio.to_thread(self._spending.measured, request)).items():
+                self._spent[name].observe(value)
 
     async def _together(self, requests: list[Request]) -> list[Answer]:
         before = self._session.recovered

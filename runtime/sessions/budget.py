@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ArtifactError, BudgetError
+from .protocol import TensorSpec
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,11 @@ class BudgetTable:
                 remedy="Choose a budget in this range, or optimize and export again with the one you need.",
             )
         return float(np.interp(number, self.budgets, self.values))
+
+    def fed(self, budget: float, spec: TensorSpec) -> np.ndarray:
+        """What is fed for the buffer at `budget`, as `spec` has it; raises as `value`."""
+        shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
+        return np.full(shape, self.value(budget), dtype=spec.dtype)
 
 
 def by_method(budget: Any, tables: Mapping[str, BudgetTable], exported: object) -> dict[str, float]:

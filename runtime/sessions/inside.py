@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ...errors import missing_package
 from ..artifact import Artifact
+from .budget import BudgetTable
 from .inputs import feed
 from .onnxruntime import MODEL_FILE, specs_of
 from .onnxruntime_start import onnxruntime_module
@@ -41,26 +43,52 @@ def operator_calls(artifact: Artifact, operator: str) -> tuple[OperatorCall, ...
     return tuple(OperatorCall(node.name.rpartition("/")[0], tuple(node.input), tuple(node.output)) for node in nodes)
 
 
-def values_inside(artifact: Artifact, names: Sequence[str], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """What the values `names` are on one batch, at the budget of the export.
+class InsideSession:
+    """A session whose outputs are the values `names` of the graph.
 
     Args:
-        artifact: of an exported model; names: of values in its graph; arrays: input name → array.
-
-    Raises:
-        InputError: inputs that do not fit.
+        artifact: of an exported model; names: of values in its graph; threads: as `OnnxSession.open`.
     """
-    import onnx
 
-    runtime, model = onnxruntime_module(), _model(artifact)
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    options = runtime.SessionOptions()
-    options.log_severity_level = _ERRORS_ONLY
-    options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path))
-    session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    fed = feed(arrays, specs_of(session.get_inputs()))
-    found: list[np.ndarray] = session.run(list(names), fed)
-    return dict(zip(names, found, strict=True))
+    def __init__(self, artifact: Artifact, names: Sequence[str], *, threads: int | None = None) -> None:
+        import onnx
+
+        runtime, model = onnxruntime_module(), _model(artifact)
+        there = {output.name for output in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
+        options = runtime.SessionOptions()
+        options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path))
+        if threads is not None:
+            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        self._names, self._session = list(names), session
+        self._inputs, self._overridable = (
+            specs_of(session.get_inputs()),
+            specs_of(session.get_overridable_initializers()),
+        )
+
+    def run(
+        self, arrays: Mapping[str, Any], budgets: Mapping[BudgetTable, float] = MappingProxyType({})
+    ) -> dict[str, np.ndarray]:
+        """The values on one batch.
+
+        Args:
+            arrays: input name → array; budgets: other than those of the export, each by its table.
+
+        Raises:
+            InputError: inputs that do not fit; BudgetError: a budget outside its table.
+        """
+        specs = {spec.name: spec for spec in self._overridable}
+        levels = {table.initializer: table.fed(b, specs[table.initializer]) for table, b in budgets.items()}
+        fed = feed({**arrays, **levels}, self._inputs, self._overridable)
+        found: list[np.ndarray] = self._session.run(self._names, fed)
+        return dict(zip(self._names, found, strict=True))
+
+
+def values_inside(artifact: Artifact, names: Sequence[str], arrays: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """What the values `names` are on one batch, at the budget of the export; see `InsideSession`."""
+    return InsideSession(artifact, names).run(arrays)
 
 
 def _model(artifact: Artifact) -> Any:

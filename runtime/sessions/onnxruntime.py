@@ -192,8 +192,7 @@ class OnnxSession:
                 )
             return
         spec = next(spec for spec in self._overridable if spec.name == table.initializer)
-        shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
-        fed[table.initializer] = np.full(shape, table.value(budget), dtype=spec.dtype)
+        fed[table.initializer] = table.fed(budget, spec)
 
 
 def specs_of(nodes: Iterable[Any]) -> tuple[TensorSpec, ...]:

@@ -50,6 +50,7 @@ OPTIONS = {
         "--host",
         "--longest",
         "--max-batch",
+        "--measure-every",
         "--port",
         "--provider",
         "--replicas",

@@ -25,7 +25,14 @@ def test_times_are_finite(name: str, value: Any) -> None:
         ServeOptions(**{name: value})
 
 
+@pytest.mark.parametrize("value", [-1, 0.5, "2"])
+def test_a_sample_is_one_in_a_count(value: Any) -> None:
+    with pytest.raises(InputError, match="measure_every is no count"):
+        ServeOptions(measure_every=value)
+
+
 def test_nothing_has_to_be_said() -> None:
     options = ServeOptions()
     assert (options.replicas, options.longest, options.provider) == (1, None, "cpu")
+    assert options.measure_every == 0
     assert ServeOptions(wait_ms=0, drain_s=0, longest=1).longest == 1

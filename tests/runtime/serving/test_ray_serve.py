@@ -33,7 +33,7 @@ def handle(cluster: str, served_folder: Path) -> Iterator[Any]:
 
     from gatefx.runtime.serving.ray_serve import APPLICATION, build_app
 
-    options = ServeOptions(replicas=2, max_batch=CLIENTS, wait_ms=WINDOW_MS)
+    options = ServeOptions(replicas=2, max_batch=CLIENTS, wait_ms=WINDOW_MS, measure_every=3)
     yield serve.run(build_app(served_folder, options), name=APPLICATION)
     serve.delete(APPLICATION)
 
@@ -146,5 +146,6 @@ def test_metrics_reach_prometheus(handle: Any, text: Text, metric: Callable[[str
         "gatefx_budget_sum",
         'unit="ranks"',
         "gatefx_padding_share_sum",
+        "gatefx_effective_rank_sum",
     ):
         assert metric(name) > 0, name
