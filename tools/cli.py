@@ -165,14 +165,14 @@ def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option o
 ) -> None:
     """Write a folder from which an engine is built where TensorRT and a GPU are; none is needed here."""
     with reported(debug):
-        from .compiling import CompileRequest, EngineOptions, parse_budgets, parse_sizes, run_export_tensorrt
+        from .compiling import CompileRequest, parse_budgets, parse_sizes, run_export_tensorrt
 
         request = CompileRequest(
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        options = EngineOptions(precision, parse_sizes(size), check)
-        _print_result(run_export_tensorrt(request, options), request, as_json=as_json)
+        deployed = run_export_tensorrt(request, precision=precision, sizes=parse_sizes(size), check=check)
+        _print_result(deployed, request, as_json=as_json)
 
 
 @export_app.command("triton")

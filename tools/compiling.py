@@ -63,15 +63,6 @@ class _Opened:
     example: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class EngineOptions:
-    """What `gatefx export tensorrt` takes beside; see its --help."""
-
-    precision: Literal["fp32", "fp16", "bf16"]
-    sizes: dict[str, tuple[int, ...]] | None
-    check: bool
-
-
 def parse_sizes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | None:
     """Sizes as a person typed them, one axis each: "batch=1:8:32".
 
@@ -150,36 +141,44 @@ def run_export(request: CompileRequest, opset: int, *, generate: bool = False) -
     Raises:
         GatefxError: a request that makes no sense, or a model that cannot be compiled or exported.
     """
+    deployed, tokenizer, stages = _deployed(request)
     from ..exporting import export
 
-    opened, stages = _open(request)
-    with stages.stage("loading and optimizing the model", bars=True), _quiet():
-        deployed = _deploy(request, opened, _gated(request, opened))
     with stages.stage("lowering to ONNX"), _quiet():
         export(
-            deployed, request.out, tokenizer=opened.tokenizer, opset=opset, generate=generate,
-            overwrite=request.overwrite,
+            deployed, request.out, tokenizer=tokenizer, opset=opset, generate=generate, overwrite=request.overwrite
         )  # fmt: skip
     return deployed
 
 
-def run_export_tensorrt(request: CompileRequest, options: EngineOptions) -> DeployedModel:
-    """Deploy the model and write what an engine is built from to `request.out`.
+def run_export_tensorrt(
+    request: CompileRequest,
+    *,
+    precision: Literal["fp32", "fp16", "bf16"],
+    sizes: Mapping[str, Sequence[int]] | None,
+    check: bool,
+) -> DeployedModel:
+    """Deploy the model and write what an engine is built from to `request.out`; options as of `gatefx.export`.
 
     Raises:
         GatefxError: a request that makes no sense, or a model that cannot be compiled, exported or built.
     """
+    deployed, tokenizer, stages = _deployed(request)
     from ..exporting import export
 
-    opened, stages = _open(request)
-    with stages.stage("loading and optimizing the model", bars=True), _quiet():
-        deployed = _deploy(request, opened, _gated(request, opened))
-    with stages.stage("lowering to TensorRT"), _quiet():
+    with stages.stage("lowering for TensorRT"), _quiet():
         export(
-            deployed, request.out, backend="tensorrt", tokenizer=opened.tokenizer, overwrite=request.overwrite,
-            precision=options.precision, sizes=options.sizes, check=options.check,
+            deployed, request.out, backend="tensorrt", tokenizer=tokenizer, overwrite=request.overwrite,
+            precision=precision, sizes=sizes, check=check,
         )  # fmt: skip
     return deployed
+
+
+def _deployed(request: CompileRequest) -> tuple[DeployedModel, PreTrainedTokenizerBase, Stages]:
+    """The optimized model that a request asks for, to be exported."""
+    opened, stages = _open(request)
+    with stages.stage("loading and optimizing the model", bars=True), _quiet():
+        return _deploy(request, opened, _gated(request, opened)), opened.tokenizer, stages
 
 
 def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
