@@ -6,6 +6,8 @@ import hashlib
 import inspect
 import sys
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from torch import fx
 
@@ -56,12 +58,19 @@ class Pipeline(Pass):
 
     def uuid(self) -> str:
         """A digest of every option and every source file involved, for caches of compiled graphs."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(_own_sources())
         for item in self.passes:
             digest.update(repr(item).encode())
             digest.update(item.uuid().encode() if isinstance(item, Pipeline) else b"")
             digest.update(inspect.getsource(sys.modules[type(item).__module__]).encode())
         return digest.hexdigest()
+
+
+@cache
+def _own_sources() -> bytes:
+    """Of all files of this package: passes share helpers."""
+    files = sorted(Path(__file__).parent.rglob("*.py"))
+    return b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
 
 
 def _needed(item: Pass) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import gatefx
 from gatefx.errors import GatefxError
 from gatefx.methods import CCM
 from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.passes.simplify.dead_code import EliminateDeadCode
 from gatefx.runtime.capabilities import capabilities
 from gatefx.runtime.dynamo_backend import gatefx as backend
 
@@ -57,8 +58,15 @@ def test_one_graph_answers_for_three_lengths() -> None:
 
 def test_unknown_options_are_refused() -> None:
     graph = torch.fx.symbolic_trace(torch.nn.ReLU())
-    with pytest.raises(GatefxError, match=r"colour, speed[\s\S]*none are known"):
+    with pytest.raises(GatefxError, match=r"colour, speed[\s\S]*passes"):
         backend(graph, [torch.ones(2)], options={"speed": 1, "colour": "red"})
+
+
+@pytest.mark.parametrize("passes", ["dead code", [torch.relu], 3, [EliminateDeadCode]])
+def test_what_is_no_pass_is_refused(passes: object) -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+    with pytest.raises(GatefxError, match="holds gatefx passes"):
+        backend(graph, [torch.ones(2)], options={"passes": passes})
 
 
 def test_torch_compile_hands_the_refusal_on() -> None:
