@@ -19,6 +19,7 @@ from typing import Any
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_custom_graph_passes
 
+from ...errors import PassError
 from ..contract import Pass
 from ..graph.edit import own_module, own_tensor
 from ..pipeline import Pipeline
@@ -33,8 +34,14 @@ class InductorPass(CustomGraphPass):
     pipeline: Pipeline
 
     def __call__(self, graph: fx.Graph) -> None:
-        """Rewrite Inductor's graph in place."""
+        """Rewrite Inductor's graph in place.
+
+        Raises:
+            PassError: a graph that belongs to no module.
+        """
         owner = graph.owning_module
+        if owner is None:
+            raise PassError("The graph belongs to no module.", expected="the graph of a GraphModule, as Inductor's are")
         result = self.pipeline(owner).graph_module
         if result is not owner:
             _replace(graph, owner, result)
