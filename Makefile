@@ -81,12 +81,13 @@ OPTIMUM_VENV ?= .venv-optimum
 OPTIMUM_READER := $(OPTIMUM_VENV)/reader/bin/python
 optimum-checks:
 	$(MAKE) --no-print-directory VENV=$(OPTIMUM_VENV) $(OPTIMUM_VENV)/.fresh
+	$(OPTIMUM_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt optimum==2.1.0
 	$(PYTHON) -m venv $(OPTIMUM_VENV)/reader
 	$(OPTIMUM_READER) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(OPTIMUM_READER) -m pip install --quiet --disable-pip-version-check \
 		transformers==4.57.6 optimum-onnx==0.1.0 onnxruntime==1.31.1
 	GATEFX_OPTIMUM_PYTHON=$(abspath $(OPTIMUM_READER)) $(OPTIMUM_VENV)/bin/python -m pytest -W error \
-		tests/runtime/test_optimum.py
+		tests/runtime/test_optimum.py tests/tools/test_optimum_register.py
 
 clean:
 	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) .typecheck build *.egg-info

@@ -1,0 +1,47 @@
+"""`optimum-cli export gatefx`, run by Optimum's own entry point."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gatefx
+
+REGISTER = Path(__file__).parents[2] / "tools" / "optimum_register" / "register_gatefx.py"
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("optimum") is None, reason="optimum is not installed here: make optimum-checks"
+)
+
+
+def optimum(installed: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, with the file where a wheel puts it."""
+    place = installed / "optimum" / "commands" / "register"
+    place.mkdir(parents=True, exist_ok=True)
+    shutil.copy(REGISTER, place)
+    path = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
+    call = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "gatefx", *map(str, arguments)]
+    return subprocess.run(call, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
+
+
+def test_a_peft_adapter_becomes_a_folder(adapter_folder: Path, data_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = ["--method", "ccm", "--budget", "2", "--data", data_file, "--distill-steps", "2"]
+    done = optimum(tmp_path, "--model", adapter_folder, *options, out)
+    assert done.returncode == 0, done.stderr
+    manifest = gatefx.load(out).manifest
+    assert (list(manifest["methods"]), manifest["budget"]) == (["ccm"], 2)
+
+
+def test_options_are_stated(tmp_path: Path) -> None:
+    shown = optimum(tmp_path, "--help")
+    assert shown.returncode == 0
+    for option in ("--model", "--method", "--budget", "--data", "--opset", "--overwrite"):
+        assert option in shown.stdout
+    assert optimum(tmp_path, tmp_path / "out").returncode == 2
