@@ -78,10 +78,14 @@ def deployed(name: str) -> DeployedModel:
     return gatefx.optimize(gated.eval(), data=batches, workload=(1, 1), fold=fold, progress=False)
 
 
-def measure(out: Path, rounds: int) -> None:
+def measure(out: Path, rounds: int, native: bool | None) -> None:
     """Prefill and decode of every artifact, over the merged model's."""
     print(f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}")
-    opened = {folder.name: gatefx.load(folder, threads=1) for folder in sorted(out.iterdir()) if folder.is_dir()}
+    opened = {
+        folder.name: gatefx.load(folder, threads=1, native=native)
+        for folder in sorted(out.iterdir())
+        if folder.is_dir()
+    }
     sessions = {name: session for name, session in opened.items() if isinstance(session, OnnxDecoder)}
     for length in (128, 512):
         for phase, count in (("prefill", rounds), ("decode", 10 * rounds)):
@@ -98,11 +102,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--only", nargs="+", default=["merged", "LoRA", *METHODS])
     parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--portable", dest="native", action="store_false", default=None, help="without native kernels")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.stage == "time":
-        measure(args.out, args.rounds)
+        measure(args.out, args.rounds, args.native)
         return
     for name in args.only:
         fast = deployed(name)
