@@ -37,6 +37,9 @@ def test_a_peft_adapter_becomes_a_folder(adapter_folder: Path, data_file: Path, 
     assert done.returncode == 0, done.stderr
     manifest = gatefx.load(out).manifest
     assert (list(manifest["methods"]), manifest["budget"]) == (["ccm"], 2)
+    again = optimum(tmp_path, "--model", adapter_folder, *options, out)
+    assert again.returncode == 2
+    assert "overwrite" in again.stderr
 
 
 def test_options_are_stated(tmp_path: Path) -> None:
