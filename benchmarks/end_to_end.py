@@ -1,11 +1,11 @@
-"""What a deployed adapter costs a whole encoder in ONNX Runtime: each method beside the merged model and plain LoRA.
+"""What a deployed adapter costs a whole encoder in ONNX Runtime or torch: each method beside the merged model and plain LoRA.
 
     gatefx build-native
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/end_to_end.py [--model minilm-l6] [--rounds 30]
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/end_to_end.py [--engine torch] [--rounds 30]
 
 MiniLM-L6 with r=16 on all linear layers, float32, one thread, native kernels on, random B of a trained adapter's size,
 30 steps of training so that gates are what they are in use. Every candidate is an exported folder opened by
-`gatefx.load`; all run in one process, alternating. Figures are medians of the ratios to the merged model taken round
+`gatefx.load`, in torch a deployed model, packed by `for_cpu` where it decides; all run in one process, alternating. Figures are medians of the ratios to the merged model taken round
 by round. ccm has 6 of 16 ranks, tspeft and gatera (hard) half of the tokens, on average over the calibration data.
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import onnxruntime
@@ -75,23 +76,37 @@ def deployed(name: str, args: argparse.Namespace, workload: tuple[int, int]) -> 
     return gatefx.optimize(adapted, "ccm", RANK, data=data, fold=name == "merged", progress=False)
 
 
-def calls(
-    folders: dict[str, Path], shape: tuple[int, int], args: argparse.Namespace
-) -> dict[str, Callable[[], object]]:
-    """Each candidate's session on one batch without padding."""
+Candidate = Callable[[dict[str, torch.Tensor]], object]
+
+
+def session_of(fast: DeployedModel, folder: Path, args: argparse.Namespace) -> Candidate:
+    """The candidate in ONNX Runtime."""
+    session = gatefx.load(gatefx.export(fast, folder), threads=1, native=args.native)
+    return lambda given: session.run({spec.name: given[spec.name].numpy() for spec in session.inputs})
+
+
+def program_of(fast: DeployedModel, name: str, args: argparse.Namespace) -> Candidate:
+    """The candidate in torch."""
+    program = fast.for_cpu() if name in METHODS and args.native else fast
+    names = program.signature.input_names
+
+    @torch.inference_mode()
+    def run(given: dict[str, torch.Tensor]) -> object:
+        return program(**{key: given[key] for key in names})
+
+    return run
+
+
+def inputs(shape: tuple[int, int]) -> dict[str, torch.Tensor]:
+    """One batch without padding."""
     ids = torch.randint(1000, 20000, shape, generator=torch.Generator().manual_seed(1))
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    runs = {}
-    for name, folder in folders.items():
-        session = gatefx.load(folder, threads=1, native=args.native)
-        feed = {spec.name: given[spec.name].numpy() for spec in session.inputs}
-        runs[name] = lambda session=session, feed=feed: session.run(feed)
-    return runs
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="minilm-l6")
+    parser.add_argument("--engine", choices=["onnxruntime", "torch"], default="onnxruntime")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--forms", choices=["gathered", "masked"])
     parser.add_argument("--portable", dest="native", action="store_false", help="without native kernels")
@@ -99,14 +114,17 @@ def main() -> None:
     torch.set_num_threads(1)
     print(f"onnxruntime {onnxruntime.__version__}, torch {torch.__version__}, native={args.native}")
     with tempfile.TemporaryDirectory() as scratch:
-        folders = {}
+        candidates = {}
         for name in ("merged", "LoRA", *METHODS):
             fast = deployed(name, args, SHAPES[0])
-            folders[name] = gatefx.export(fast, Path(scratch) / name.replace("/", "-"))
+            folder = Path(scratch) / name.replace("/", "-")
+            in_torch = args.engine == "torch"
+            candidates[name] = program_of(fast, name, args) if in_torch else session_of(fast, folder, args)
             print(f"{name}: {', '.join(sorted({site.form for site in fast.sites})) or 'no adapter left'}", flush=True)
         for shape in SHAPES:
+            runs = {name: partial(run, inputs(shape)) for name, run in candidates.items()}
             with pinned_threads(1):
-                taken = compare(calls(folders, shape, args), warmup=3, rounds=args.rounds)
+                taken = compare(runs, warmup=3, rounds=args.rounds)
             found = ratios(taken, "merged")
             cells = [f"{name} {value - 1:+.1%}" for name, value in found.items() if name != "merged"]
             print(shape, f"merged {taken['merged'].median_s * 1e3:.2f} ms", *cells, sep="  ", flush=True)
