@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive python benchmarks/end_to_end.py [--engine torch] [--rounds 30]
 
 MiniLM-L6 with r=16 on all linear layers, float32, one thread, native kernels on, random B of a trained adapter's size,
-30 steps of training so that gates are what they are in use. In ONNX Runtime every candidate is an exported folder opened
-by `gatefx.load`; in torch it is the deployed model, packed by `for_cpu` where it decides. All run in one process,
+30 steps of training so that gates are what they are in use. In ONNX Runtime a candidate is an exported folder that
+`gatefx.load` opened; in torch it is the deployed model, packed by `for_cpu` where it decides. All run in one process,
 alternating. Figures are medians of the ratios to the merged model taken round by round. ccm has 6 of 16 ranks, tspeft
 and gatera (hard) half of the tokens, on average over the calibration data.
 """
