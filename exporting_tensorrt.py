@@ -60,7 +60,7 @@ def write_tensorrt(
     Raises:
         GatefxError: as `lower_to_tensorrt`, and with `check` as `trial_build`.
     """
-    signature, opset = model.signature, request.opset or TENSORRT_OPSET
+    signature, opset = model.signature, TENSORRT_OPSET if request.opset is None else request.opset
     ranges = ranges_of(signature, request.sizes)
     graph = lower_to_tensorrt(model.graph_module, signature, example, ranges, opset=opset, precision=request.precision)
     save_onnx(graph, folder)

@@ -44,9 +44,13 @@ class GradientSink(nn.Module):
         return found
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> GradientSink:
-        """Follow the model to another device; the type stays."""
+        """Follow the model to another device, with what arrived; the type stays."""
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
-        self.zeros = _zeros(self.size, fn(self.zeros.detach()).device)
+        device = fn(self.zeros.detach()).device
+        if device != self.zeros.device:
+            arrived = self.zeros.grad
+            self.zeros = _zeros(self.size, device)
+            self.zeros.grad = None if arrived is None else arrived.to(self.zeros)
         return self
 
 

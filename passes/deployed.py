@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -23,6 +23,9 @@ from .program import Answer
 from .recovery import RecoveringProgram
 from .report import Report
 from .sites import DeployedSite, sites_at
+
+if TYPE_CHECKING:
+    from .lower.cpu_program import CpuProgram
 
 
 class DeployedModel(RecoveringProgram):
@@ -59,6 +62,7 @@ class DeployedModel(RecoveringProgram):
         self.programs = programs
         graphs = [programs.prefill, programs.decode, programs.reference] if programs is not None else []
         self._programs = nn.ModuleList(graphs)  # so that they move and cast with the model
+        self._lowered: list[fx.GraphModule] = []  # graphs that follow the budget, and are no parts of this model
         self.sites = sites
         self._calibrated_sites = sites
         self._budgets = self.calibrated_budgets
@@ -147,7 +151,7 @@ class DeployedModel(RecoveringProgram):
             if runtime is not None:
                 value = runtime.value(number)
                 # The graphs start with one tensor, but moving or casting a module gives each its own.
-                for graph in (self.graph_module, self.reference_graph, *self._programs):
+                for graph in (self.graph_module, self.reference_graph, *self._programs, *self._lowered):
                     if runtime.buffer in dict(graph.named_buffers()):
                         get_tensor(graph, runtime.buffer).fill_(value)
         self._budgets |= resolved
@@ -164,17 +168,20 @@ class DeployedModel(RecoveringProgram):
 
         return TransformersDecoder(self)
 
-    def for_cpu(self) -> RecoveringProgram:
+    def for_cpu(self) -> CpuProgram:
         """The same function in torch on this CPU by the native kernels, over weights that are packed for them once.
 
-        It follows this model's budget. The packed layers are copies, so it stays on the CPU and in its type.
+        It follows this model's budget. The packed layers are copies and the rest is this model's own, so neither of
+        them is to move or be cast while both are in use.
 
         Raises:
             ProviderError: the native kernels are not there, or no layer can run by them; says why.
         """
         from .lower.cpu import lower_cpu
 
-        return lower_cpu(self)
+        lowered = lower_cpu(self)
+        self._lowered.append(lowered.graph_module)
+        return lowered
 
     def save_adapter(self, folder: str | Path, *, overwrite: bool = False) -> Path:
         """Write the adapters as plain LoRA in PEFT's format, for models that decide nothing more (weightlora's).

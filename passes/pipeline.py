@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import inspect
-import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -57,13 +57,33 @@ class Pipeline(Pass):
         raise PassError("A pipeline is run by calling it.", given=type(graph_module).__name__)
 
     def uuid(self) -> str:
-        """A digest of every option and every source file involved, for caches of compiled graphs."""
+        """A digest of every option and every source file involved, for caches of compiled graphs.
+
+        Raises:
+            PassError: a pass that is no dataclass, whose options cannot be read, or that has no source.
+        """
         digest = hashlib.sha256(_own_sources())
         for item in self.passes:
             digest.update(repr(item).encode())
             digest.update(item.uuid().encode() if isinstance(item, Pipeline) else b"")
-            digest.update(inspect.getsource(sys.modules[type(item).__module__]).encode())
+            digest.update(_source_of(item))
         return digest.hexdigest()
+
+
+def _source_of(item: Pass) -> bytes:
+    if not dataclasses.is_dataclass(item):
+        raise PassError(
+            f"{item.name} is no dataclass, so nothing says its options.", expected="@dataclass(frozen=True)"
+        )
+    try:
+        return inspect.getsource(type(item)).encode()
+    except (OSError, TypeError) as error:
+        raise PassError(
+            f"{item.name} has no source to tell it from other versions.",
+            given=f"a class of {type(item).__module__}",
+            expected="a class that a file defines",
+            remedy="put the pass into a module of its own and import it",
+        ) from error
 
 
 @cache

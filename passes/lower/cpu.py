@@ -11,10 +11,11 @@ from ..chain import Chain
 from ..graph.edit import copy_graph
 from ..recovery import RecoveringProgram
 from ..simplify.fuse_updates import FuseUpdates
+from .cpu_program import CpuProgram
 from .pack_layers import PackLayers
 
 
-def lower_cpu(model: RecoveringProgram) -> RecoveringProgram:
+def lower_cpu(model: RecoveringProgram) -> CpuProgram:
     """A program that answers as `model` does, from packed weights where a layer decides.
 
     Raises:
@@ -38,11 +39,11 @@ def lower_cpu(model: RecoveringProgram) -> RecoveringProgram:
             remedy="call the model itself: nothing is left to pack",
         )
     # A copy holds what its nodes read: without the weights that were packed.
-    lowered = RecoveringProgram(
+    lowered = CpuProgram(
         copy_graph(chain.graph),
         loss=model.loss,
         model_config=model.config,
         report=model.report.extended(*chain.reports),
     )
     lowered.recovery = model.recovery
-    return lowered.eval()
+    return lowered.eval().requires_grad_(False)

@@ -153,16 +153,22 @@ class _Casting:
             yield from ((place, one) for one in _floats((value,)))
 
     def _cast_weight(self, weight: onnx_ir.Value) -> None:
-        """In 16 bits where any reader is; in float32, but within the range, where none is."""
+        """In 16 bits where any reader is, as it is where none is."""
         import onnx_ir
 
         readers = [reader for reader, _ in weight.uses()]
         dtype = onnx_ir.DataType.FLOAT if all(reader in self.kept for reader in readers) else self.half
-        array = weight.const_value.numpy()
+        if dtype == self.half:
+            array = self._within(weight.const_value.numpy())
+            weight.const_value = onnx_ir.tensor(array, dtype=dtype, name=weight.name)
+            weight.dtype = dtype
+
+    def _within(self, array: np.ndarray) -> np.ndarray:
+        """In 16 bits; numbers beyond their range become the largest one."""
+        import onnx_ir
+
         most = float(onnx_ir.DataType(self.half).max)
-        within = np.where(np.isfinite(array), np.clip(array, -most, most), array)
-        weight.const_value = onnx_ir.tensor(within.astype(dtype.numpy()), dtype=dtype, name=weight.name)
-        weight.dtype = dtype
+        return np.where(np.isfinite(array), np.clip(array, -most, most), array).astype(self.half.numpy())
 
     def _retype(self, node: onnx_ir.Node) -> None:
         """Have a node of 16 bits say so: what it answers, and what its attributes state."""
@@ -174,8 +180,12 @@ class _Casting:
             elif name == "value" and attribute.type == onnx_ir.AttributeType.TENSOR:
                 tensor = attribute.value
                 if tensor.dtype == onnx_ir.DataType.FLOAT:
-                    number = onnx_ir.tensor(tensor.numpy().astype(self.half.numpy()), dtype=self.half)
+                    number = onnx_ir.tensor(self._within(tensor.numpy()), dtype=self.half)
                     node.attributes[name] = onnx_ir.AttrTensor(name, number)
+        if node.op_type == "ConstantOfShape" and "value" not in node.attributes:
+            # What ONNX fills with if nothing is said: zeros of float32.
+            zero = onnx_ir.tensor(self._within(np.zeros(1, np.float32)), dtype=self.half)
+            node.attributes["value"] = onnx_ir.AttrTensor("value", zero)
         for output in _floats(node.outputs):
             output.dtype = self.half
 

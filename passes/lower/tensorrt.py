@@ -103,7 +103,8 @@ def ranges_of(signature: Signature, sizes: Mapping[str, Sequence[int]] | None) -
 
 
 def _asked(axis: Axis, sizes: Sequence[int]) -> AxisRange:
-    three = len(sizes) == 3 and all(isinstance(size, int) for size in sizes)  # noqa: PLR2004
+    listed = isinstance(sizes, (list, tuple))
+    three = listed and len(sizes) == 3 and all(isinstance(size, int) for size in sizes)  # noqa: PLR2004
     if not three or sizes[2] > (axis.most or sizes[2]):
         raise InputError(
             f"These are no sizes for the axis {axis.symbol!r}.",

@@ -42,14 +42,15 @@ class ServeOptions:
     native: bool | None = None
 
     def __post_init__(self) -> None:
-        for name in ("replicas", "max_batch", "width", "threads", "queued"):
-            _check_count(name, getattr(self, name))
+        counts = {"replicas": self.replicas, "max_batch": self.max_batch, "width": self.width}
+        for name, count in (counts | {"threads": self.threads, "queued": self.queued}).items():
+            _check_count(name, count)
         if self.longest is not None:
             _check_count("longest", self.longest)
         if self.measure_every != 0:
             _check_count("measure_every", self.measure_every)
-        for name in ("wait_ms", "drain_s"):
-            _check_time(name, getattr(self, name))
+        for name, time in (("wait_ms", self.wait_ms), ("drain_s", self.drain_s)):
+            _check_time(name, time)
 
 
 def _check_count(name: str, value: Any) -> None:

@@ -109,21 +109,23 @@ def serve_folder(
     """
     application = build_app(folder, options)
     check_port(host, port)
-    with _cluster(options), stop_signal() as stopped:
+    with _cluster(options) as own, stop_signal() as stopped:
         serve.start(http_options={"host": host, "port": port})
         serve.run(application, name=APPLICATION)
         ready(f"http://{host}:{port}")
         stopped.wait()
         serve.delete(APPLICATION)
-        serve.shutdown()
+        if own:  # in a cluster that was joined, others may serve
+            serve.shutdown()
 
 
 @contextmanager
-def _cluster(options: ServeOptions) -> Iterator[None]:
-    """Ray, with room for the replicas."""
+def _cluster(options: ServeOptions) -> Iterator[bool]:
+    """Ray, with room for the replicas; whether the cluster is this process's own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a server that was not asked to sends nothing home
     own = "RAY_ADDRESS" not in os.environ
-    ray.init(include_dashboard=False, log_to_driver=False) if own else ray.init()
+    # "local": without an address Ray joins whatever cluster somebody runs on this machine.
+    ray.init("local", include_dashboard=False, log_to_driver=False) if own else ray.init()
     try:
         there, needed = int(ray.cluster_resources().get("CPU", 0)), options.replicas * options.threads
         if own and needed > there:
@@ -133,7 +135,7 @@ def _cluster(options: ServeOptions) -> Iterator[None]:
                 expected=f"at most {there} together",
                 remedy="Ask for fewer replicas or threads, or set RAY_ADDRESS to a larger cluster.",
             )
-        yield
+        yield own
     finally:
         ray.shutdown()
 

@@ -94,7 +94,7 @@ def write_repository(
             given=str(target),
             expected="a name that is not taken",
         )
-    with tempfile.TemporaryDirectory(dir=_made(repository.path).parent, prefix=".gatefx.writing.") as staging:
+    with tempfile.TemporaryDirectory(dir=_made(repository.path), prefix=".gatefx.writing.") as staging:
         written = Path(staging) / repository.name
         (written / VERSION).mkdir(parents=True)
         library = _filled(written, model, ragged=ragged, native=session.native)

@@ -60,7 +60,7 @@ class BudgetTable:
         Raises:
             BudgetError: no finite number, or outside the table.
         """
-        number = float(budget) if isinstance(budget, Real) and not isinstance(budget, bool) else math.nan
+        number = _number(budget)
         if not self.budgets[0] <= number <= self.budgets[-1]:
             raise BudgetError(
                 "This budget is not one the artifact was calibrated for.",
@@ -74,6 +74,16 @@ class BudgetTable:
         """What is fed for the buffer at `budget`, as `spec` has it; raises as `value`."""
         shape = tuple(size if isinstance(size, int) else 1 for size in spec.shape)
         return np.full(shape, self.value(budget), dtype=spec.dtype)
+
+
+def _number(budget: object) -> float:
+    """A budget as a float; NaN, which no table holds, for what is none."""
+    if not isinstance(budget, Real) or isinstance(budget, bool):
+        return math.nan
+    try:
+        return float(budget)
+    except OverflowError:
+        return math.nan
 
 
 def by_method(budget: Any, tables: Mapping[str, BudgetTable], exported: object) -> dict[str, float]:

@@ -51,4 +51,7 @@ def test_it_follows_the_model_and_keeps_its_type() -> None:
     assert sink().dtype == torch.float64
     assert sink().requires_grad
     assert sink().is_leaf
-    assert model.to("meta")[1]().device.type == "meta"
+    torch.autograd.backward(sink().sum())
+    assert torch.equal(model.to("cpu")[1].arrived, torch.ones(2, dtype=torch.float64))
+    moved = model.to("meta")[1]
+    assert moved().device.type == moved.arrived.device.type == "meta"

@@ -1,4 +1,4 @@
-// A frozen layer and the update of its adapter in one register tile. Included inside the namespace of one instruction set.
+// A frozen layer and the update of its adapter in one register tile. Included in the namespace of one instruction set.
 //
 //   out[t] = bias + W x[t] + sum over j of u[t][j] b[j]      kTokens x kVectors sums, written once
 //
@@ -13,51 +13,63 @@ constexpr int kLayerTokens = GATEFX_LAYER_SUMS / (GATEFX_LAYER_PANELS * kPanelVe
                                  ? 1
                                  : GATEFX_LAYER_SUMS / (GATEFX_LAYER_PANELS * kPanelVectors<Store>);
 
-// Products that one sum takes before it joins the others: the rounding errors of long sums stay those of short ones.
+// Products that one sum takes before it joins the others: rounding errors of long sums stay those of short ones, and
+// that part of a panel stays in the nearest cache while tile after tile reads it.
 constexpr int64_t kLayerDepth = 384;
+// Tokens whose sums wait for the next of these parts.
+template <class Store>
+constexpr int64_t kWaitingTokens = 8 * kLayerTokens<Store>;
+// Panels of a tile of one token, enough that no sum waits for its own last product.
+template <class Store>
+constexpr int kRowPanels =
+    GATEFX_LAYER_PANELS * kPanelVectors<Store> < 8 ? 8 / kPanelVectors<Store> : GATEFX_LAYER_PANELS;
+
+// The states from `first` to before `end` that a tile multiplies. `waiting` holds its sums of the states before.
+template <class Store>
+struct Depth {
+  int64_t first, end;
+  Real<Store>* waiting;  // (tokens, panels * kPanel)
+};
 
 template <int kTokens, int kPanels, class Store>
 GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* const* x, Store* const* out,
-                              const Real<Store>* const* u, const Directions<Store>& use, int64_t panel) {
+                              const Real<Store>* const* u, const Directions<Store>& use, int64_t panel,
+                              const Depth<Store>& depth) {
   using Value = Real<Store>;
   constexpr int kWidth = kLanes<Value>, kEach = kPanelVectors<Store>, kVectors = kPanels * kEach;
   const int64_t column = panel * kPanel;
-  Vector<Value> total[kTokens][kVectors], kept[kTokens][kVectors];
+  Vector<Value> total[kTokens][kVectors];
   GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
-    const Vector<Value> start = load(layer.bias + column + v * kWidth);
+    const Vector<Value> start = depth.first == 0 ? load(layer.bias + column + v * kWidth) : Vector<Value>{};
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) total[t][v] = start;
   }
-  const Value* weight = layer.panels + panel * kPanel * layer.d_in;
   const int64_t apart = kPanel * layer.d_in;
+  const Value* weight = layer.panels + panel * apart + depth.first * kPanel;
   const Value* row[kTokens];
   GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) row[t] = x[t];
-  for (int64_t first = 0; first < layer.d_in; first += kLayerDepth) {
-    const int64_t end = layer.d_in - first < kLayerDepth ? layer.d_in : first + kLayerDepth;
-    for (int64_t i = first; i < end; ++i) {
-      Vector<Value> step[kVectors];
-      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
-        step[v] = load(weight + (v / kEach) * apart + (v % kEach) * kWidth);
-        GATEFX_IN_REGISTER(step[v]);
-      }
-      GATEFX_UNROLL for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weight + p * apart + 16 * kPanel);
-      weight += kPanel;
-      GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
-        const Vector<Value> state = splat(row[t][i]);
-        GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += state * step[v];
-      }
+  for (int64_t i = depth.first; i < depth.end; ++i) {
+    Vector<Value> step[kVectors];
+    GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
+      step[v] = load(weight + (v / kEach) * apart + (v % kEach) * kWidth);
+      GATEFX_IN_REGISTER(step[v]);
     }
-    if (end == layer.d_in) break;
+    GATEFX_UNROLL for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weight + p * apart + 16 * kPanel);
+    weight += kPanel;
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
-      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
-        kept[t][v] = first == 0 ? total[t][v] : kept[t][v] + total[t][v];
-        total[t][v] = Vector<Value>{};
-      }
+      const Vector<Value> state = splat(row[t][i]);
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += state * step[v];
     }
   }
-  if (layer.d_in > kLayerDepth) {
+  if (depth.first > 0) {
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
-      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += kept[t][v];
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += load(depth.waiting + (t * kVectors + v) * kWidth);
     }
+  }
+  if (depth.end < layer.d_in) {
+    GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) store(depth.waiting + (t * kVectors + v) * kWidth, total[t][v]);
+    }
+    return;
   }
   for (int64_t j = 0; j < use.rank; ++j) {
     const Value* direction = use.b[j] + column;
@@ -86,31 +98,46 @@ GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* cons
 template <int kTokens, int kPanels, class Store>
 GATEFX_INLINE void last_tokens(const Layer<Store>& layer, const Real<Store>* const* x, Store* const* out,
                                const Real<Store>* const* u, const Directions<Store>& use, int64_t panel,
-                               int64_t count) {
+                               int64_t count, const Depth<Store>& depth) {
   if constexpr (kTokens > 0) {
     if (count == kTokens)
-      layer_tile<kTokens, kPanels>(layer, x, out, u, use, panel);
+      layer_tile<kTokens, kPanels>(layer, x, out, u, use, panel, depth);
     else
-      last_tokens<kTokens - 1, kPanels>(layer, x, out, u, use, panel, count);
+      last_tokens<kTokens - 1, kPanels>(layer, x, out, u, use, panel, count, depth);
   }
 }
 
-template <int kPanels, class Store>
+// Tiles of kTokens tokens over kPanels panels: all tokens that may wait, part by part of the states.
+template <int kTokens, int kPanels, class Store>
 void layer_columns(const Layer<Store>& layer, const Block<Store>& block, const Directions<Store>& use, int64_t panel) {
-  constexpr int kTokens = kLayerTokens<Store>;
-  int64_t t = 0;
-  for (; t + kTokens <= block.tokens; t += kTokens)
-    layer_tile<kTokens, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel);
-  last_tokens<kTokens - 1, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, block.tokens - t);
+  constexpr int64_t kRow = kPanels * kPanel;
+  alignas(64) Real<Store> waiting[kWaitingTokens<Store> * kRow];
+  for (int64_t begin = 0; begin < block.tokens; begin += kWaitingTokens<Store>) {
+    const int64_t left = block.tokens - begin;
+    const int64_t end = begin + (left < kWaitingTokens<Store> ? left : kWaitingTokens<Store>);
+    for (int64_t first = 0; first == 0 || first < layer.d_in; first += kLayerDepth) {
+      const int64_t after = layer.d_in - first < kLayerDepth ? layer.d_in : first + kLayerDepth;
+      int64_t t = begin;
+      for (; t + kTokens <= end; t += kTokens)
+        layer_tile<kTokens, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel,
+                                     Depth<Store>{first, after, waiting + (t - begin) * kRow});
+      last_tokens<kTokens - 1, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, end - t,
+                                        Depth<Store>{first, after, waiting + (t - begin) * kRow});
+    }
+  }
 }
 
 template <class Store>
 void run_layer(const Layer<Store>& layer, const Block<Store>& block, const Directions<Store>& use, int64_t first,
                int64_t end) {
+  constexpr int kTokens = kLayerTokens<Store>;
   int64_t panel = first;
+  if (block.tokens == 1)
+    for (; panel + kRowPanels<Store> <= end; panel += kRowPanels<Store>)
+      layer_columns<1, kRowPanels<Store>>(layer, block, use, panel);
   for (; panel + GATEFX_LAYER_PANELS <= end; panel += GATEFX_LAYER_PANELS)
-    layer_columns<GATEFX_LAYER_PANELS>(layer, block, use, panel);
-  for (; panel < end; ++panel) layer_columns<1>(layer, block, use, panel);
+    layer_columns<kTokens, GATEFX_LAYER_PANELS>(layer, block, use, panel);
+  for (; panel < end; ++panel) layer_columns<kTokens, 1>(layer, block, use, panel);
 }
 
 template <class Store>

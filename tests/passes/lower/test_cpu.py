@@ -7,7 +7,7 @@ import torch
 
 import gatefx
 from gatefx.config import AdapterConfig
-from gatefx.errors import ProviderError
+from gatefx.errors import BudgetError, ProviderError
 from gatefx.methods import CCM, TSPEFT, GateRA
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
@@ -62,6 +62,15 @@ def test_the_budget_is_followed_and_packed_weights_replace_the_others(tolerance:
     for name in names:
         if name.endswith(".weight_packed"):
             assert name.removesuffix("_packed") not in names
+
+
+@pytest.mark.usefixtures("kernels")
+def test_its_budget_and_place_are_the_model_s() -> None:
+    packed = deployed("ccm").for_cpu()
+    with pytest.raises(BudgetError, match="follows the budget"):
+        packed.budget = 3
+    with pytest.raises(ProviderError, match="stays on the CPU"):
+        packed.double()
 
 
 @pytest.mark.usefixtures("kernels")
