@@ -45,12 +45,12 @@ def gatefx(
             expected=", ".join(KNOWN_OPTIONS),
             remedy="Those of Inductor go with backend='inductor'.",
         )
+    passes = _passes((options or {}).get("passes", ()))
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
     from ..passes.lower.inductor import patched
 
-    passes = _passes((options or {}).get("passes", ()))
     patches = patched(passes, config) if passes else None
     # Its other results, files and weights, come of packaging ahead of time alone.
     return cast("Callable[..., Any]", compile_fx(graph_module, example_inputs, config_patches=patches))
