@@ -15,10 +15,11 @@ from .exporting_decoder import DECODER, write_decoder
 from .exporting_tensorrt import TENSORRT, EngineRequest, check_engine_request, write_tensorrt
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
-from .passes.graph.signature import Signature, example_for
+from .passes.graph.signature import example_for
 from .passes.lower.aotinductor import save_aotinductor
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .passes.lower.onnx_precision import Precision
+from .passes.lower.tensorrt import TENSORRT_OPSET
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
 from .runtime.sessions.decoder import OnnxDecoder
@@ -33,6 +34,8 @@ _OPTIONS: Mapping[str, tuple[str, ...]] = {
     _AOTINDUCTOR: (),
 }
 """Backend → the options that it takes."""
+_OPSETS: Mapping[str, int] = {_ONNXRUNTIME: DEFAULT_OPSET, TENSORRT: TENSORRT_OPSET}
+"""Backend → the version of standard ONNX that it is given."""
 _KIND = "model"
 
 
@@ -83,19 +86,19 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     _check_request(model, tokenizer)
     if backend == _AOTINDUCTOR:
         return save_aotinductor(model.graph_module, _example(model), Path(folder).absolute(), overwrite=overwrite)
-    engine = EngineRequest(opset, precision, sizes, check)
+    version = _OPSETS[backend] if opset is None else opset
+    engine = EngineRequest(version, precision, sizes, check)
     if backend == TENSORRT:
         check_engine_request(model, engine)
     levels = _runtime_buffers(model) if backend == _ONNXRUNTIME else {}
-    standard = DEFAULT_OPSET if opset is None else opset
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        description = _description(model, model.signature, levels, standard)
+        description = _description(model, levels, backend=backend, opset=version)
         if backend == TENSORRT:
             description |= write_tensorrt(model, writer.path, _example(model), engine)
         elif generate:
-            description |= write_decoder(model, writer.path, levels, opset=standard)
+            description |= write_decoder(model, writer.path, levels, opset=version)
         else:
-            _write_model(model, writer.path, levels, opset=standard)
+            _write_model(model, writer.path, levels, opset=version)
         if tokenizer is not None:
             tokenizer.save_pretrained(writer.path)
         return writer.commit(description).path
@@ -244,7 +247,7 @@ def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:
 
 
 def _description(
-    model: DeployedModel, signature: Signature, levels: Mapping[str, RuntimeBudget], opset: int
+    model: DeployedModel, levels: Mapping[str, RuntimeBudget], *, backend: str, opset: int
 ) -> dict[str, Any]:
     description: dict[str, Any] = {
         "kind": _KIND,
@@ -253,9 +256,9 @@ def _description(
             for name, config in model.methods.items()
         },
         "budget": model.budget,
-        "backend": _ONNXRUNTIME,
+        "backend": backend,
         "opset": opset,
-        **signature.described(),
+        **model.signature.described(),
         "sites": [site.to_json() for site in model.sites],
         "report": model.report.to_json(),
     }

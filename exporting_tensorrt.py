@@ -13,7 +13,7 @@ from .errors import InputError
 from .passes.deployed import DeployedModel
 from .passes.lower.onnx import save_onnx
 from .passes.lower.onnx_precision import PRECISIONS, Precision
-from .passes.lower.tensorrt import TENSORRT_OPSET, lower_to_tensorrt, profile_of, ranges_of
+from .passes.lower.tensorrt import lower_to_tensorrt, profile_of, ranges_of
 from .runtime.manifest import BUILT_LATER
 from .runtime.tensorrt.build_engine import ENGINE_FILE
 from .runtime.tensorrt.build_files import PYTHON_SCRIPT, SHELL_SCRIPT, write_build_files
@@ -26,7 +26,7 @@ TENSORRT = "tensorrt"
 class EngineRequest:
     """What an engine is to be; see `gatefx.export`."""
 
-    opset: int | None
+    opset: int
     precision: Precision
     sizes: Mapping[str, Sequence[int]] | None
     check: bool
@@ -60,14 +60,14 @@ def write_tensorrt(
     Raises:
         GatefxError: as `lower_to_tensorrt`, and with `check` as `trial_build`.
     """
-    signature, opset = model.signature, TENSORRT_OPSET if request.opset is None else request.opset
+    signature = model.signature
     ranges = ranges_of(signature, request.sizes)
-    graph = lower_to_tensorrt(model.graph_module, signature, example, ranges, opset=opset, precision=request.precision)
+    graph = lower_to_tensorrt(
+        model.graph_module, signature, example, ranges, opset=request.opset, precision=request.precision
+    )
     save_onnx(graph, folder)
     write_build_files(folder, profile_of(signature, ranges))
     return {
-        "backend": TENSORRT,
-        "opset": opset,
         "precision": request.precision,
         "sizes": {name: asdict(size) for name, size in ranges.items()},
         "trial_build": asdict(trial_build(folder)) if request.check else None,

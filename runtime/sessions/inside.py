@@ -18,10 +18,9 @@ from ..artifact import Artifact
 from .budget import BudgetTable
 from .inputs import feed
 from .onnxruntime import MODEL_FILE, specs_of
-from .onnxruntime_start import onnxruntime_module
+from .onnxruntime_start import onnxruntime_module, session_options
 
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-_ERRORS_ONLY = 3
 
 
 @dataclass(frozen=True)
@@ -56,17 +55,12 @@ class InsideSession:
         runtime, model = onnxruntime_module(), _model(artifact)
         there = {output.name for output in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
-        options = runtime.SessionOptions()
-        options.log_severity_level = _ERRORS_ONLY
+        options = session_options(runtime, threads)
         options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path))
-        if threads is not None:
-            options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._names, self._session = list(names), session
-        self._inputs, self._overridable = (
-            specs_of(session.get_inputs()),
-            specs_of(session.get_overridable_initializers()),
-        )
+        self._inputs = specs_of(session.get_inputs())
+        self._overridable = specs_of(session.get_overridable_initializers())
 
     def run(
         self, arrays: Mapping[str, Any], budgets: Mapping[BudgetTable, float] = MappingProxyType({})

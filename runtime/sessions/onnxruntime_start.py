@@ -25,11 +25,7 @@ def start(
     Args, Raises: as `OnnxSession.open`.
     """
     runtime = onnxruntime_module()
-    options = runtime.SessionOptions()
-    # Its warnings are about optimisations that a replaceable buffer prevents, which is what it is for.
-    options.log_severity_level = _ERRORS_ONLY
-    if threads is not None:
-        options.intra_op_num_threads, options.inter_op_num_threads = checked_threads(threads), 1
+    options = session_options(runtime, threads)
     wanted = PROVIDERS.get(provider, provider)
     _check_available(runtime, wanted)
     used = _register_native(options, wanted, native)
@@ -38,6 +34,20 @@ def start(
     if obtained != wanted:
         raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
     return session, obtained, used
+
+
+def session_options(runtime: Any, threads: int | None) -> Any:
+    """Options of a session of ONNX Runtime; None leaves the threads to it.
+
+    Raises:
+        InputError: a number of threads below one.
+    """
+    options = runtime.SessionOptions()
+    # Its warnings are about optimisations that a replaceable buffer prevents, which is what it is for.
+    options.log_severity_level = _ERRORS_ONLY
+    if threads is not None:
+        options.intra_op_num_threads, options.inter_op_num_threads = checked_threads(threads), 1
+    return options
 
 
 def checked_threads(threads: int) -> int:
