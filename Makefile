@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-checks openvino-checks optimum-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-venv serve-checks triton-checks openvino-checks optimum-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -63,11 +63,20 @@ gpu-checks:
 # Triton's client only reads configurations here; what it requires beside contradicts other pins.
 SERVE_VENV ?= .venv-serve
 TRITON_CONFIG := "tritonclient==2.73.0" "python-rapidjson>=1.20,<2"
-serve-checks:
+serve-venv:
 	$(MAKE) --no-print-directory VENV=$(SERVE_VENV) $(SERVE_VENV)/.fresh
 	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[serve]"
 	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON_CONFIG)
+
+serve-checks: serve-venv
 	$(SERVE_VENV)/bin/python -m pytest -W error tests/runtime/serving
+
+# Generated models in a Triton Inference Server (Linux on x86-64). Only the binary in pytriton's wheel is used, with our
+# packages, so nothing that the wheel requires.
+TRITON_SERVER := nvidia-pytriton==0.7.0
+triton-checks: serve-venv
+	$(SERVE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(TRITON_SERVER)
+	$(SERVE_VENV)/bin/python -m pytest -W error -s tests/runtime/serving/test_triton_*.py
 
 # Exported folders in OpenVINO, beside ONNX Runtime.
 OPENVINO_VENV ?= .venv-openvino

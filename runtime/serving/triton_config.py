@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from ..sessions.onnxruntime_start import PROVIDERS, full_name
 from ..sessions.protocol import TensorSpec
 from .options import ServeOptions
 from .served_model import ServedModel
@@ -22,15 +23,16 @@ _TYPES: Mapping[str, str] = {
     "bool": "TYPE_BOOL",
     **{f"{kind}{bits}": f"TYPE_{kind.upper()}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)},
 }
+_TENSORRT = 'execution_accelerators { gpu_execution_accelerator { name: "tensorrt" } }'
 OPTIONS_KEY = "gatefx"
 """Parameter of the python back end that holds the options, as JSON."""
 ARTIFACT = "artifact"
 """Folder beside the python back end's `model.py`."""
 
 
-def budget_input(method: str) -> str:
-    """The name of the optional input (B, 1) that sets a method's budget."""
-    return f"budget_{method}"
+def budget_input(method: str) -> TensorSpec:
+    """The optional input (B, 1) that sets a method's budget."""
+    return TensorSpec(f"budget_{method}", np.dtype("float64"), ("batch", 1))
 
 
 def config_text(model: ServedModel, options: ServeOptions, *, name: str, ragged: bool, library: str = "") -> str:
@@ -41,10 +43,11 @@ def config_text(model: ServedModel, options: ServeOptions, *, name: str, ragged:
         ragged: for the python back end, with requests of several lengths in a batch, and budgets.
         library: path on the server of the native kernels for the onnxruntime back end; empty without them.
     """
-    budgets = [TensorSpec(budget_input(m), np.dtype("float64"), ("batch", 1)) for m in model.budgets] if ragged else []
+    budgets = [budget_input(method) for method in model.budgets] if ragged else []
     inputs = [_tensor(spec, ("allow_ragged_batch: true",) if ragged else ()) for spec in model.inputs]
     inputs += [_tensor(spec, ("optional: true",)) for spec in budgets]
-    kind = "KIND_CPU" if options.provider == "cpu" else "KIND_GPU"
+    provider = full_name(options.provider)
+    kind = "KIND_GPU" if provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) else "KIND_CPU"
     rows = [
         f"name: {_quoted(name)}",
         f"backend: {_quoted('python' if ragged else 'onnxruntime')}",
@@ -61,6 +64,8 @@ def config_text(model: ServedModel, options: ServeOptions, *, name: str, ragged:
         ),
         *_parameters(options, ragged=ragged),
     ]
+    if not ragged and provider == PROVIDERS["tensorrt"]:
+        rows.append(_block("optimization", (_TENSORRT,)))
     if library:
         rows.append(_block("model_operations", (f"op_library_filename: {_quoted(library)}",)))
     return "\n".join(rows) + "\n"

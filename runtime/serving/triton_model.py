@@ -1,12 +1,16 @@
 """What Triton's python back end runs: requests of several lengths and budgets, answered in batches.
 
 The only file that knows `triton_python_backend_utils`, a module that exists inside that server alone.
+
+Tensors cross by DLPack. Servers up to 2.51 are built for numpy 1: under numpy 2 their `as_numpy` repeats the first value
+and an output loses its size (triton-inference-server/python_backend, pull request 384).
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +18,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from ...errors import GatefxError
+from ..sessions.protocol import TensorSpec
 from .answering import Answer, answers
 from .batching import Request
 from .options import ServeOptions
@@ -51,17 +56,15 @@ class TritonPythonModel:
 
     def _examples(self, request: Any) -> list[Request] | GatefxError:
         """Of (b, T) inputs and (b, 1) budgets, b examples, or why there are none."""
-        arrays = {spec.name: pb.get_input_tensor_by_name(request, spec.name).as_numpy() for spec in self._model.inputs}
-        budgets = {}
-        for method in self._model.budgets:
-            given = pb.get_input_tensor_by_name(request, budget_input(method))
-            if given is not None:
-                budgets[method] = given.as_numpy()
+        arrays = _arrays(request, self._model.inputs)
+        chosen = {method: budget_input(method) for method in self._model.budgets}
+        budgets = _arrays(request, chosen.values())
         try:
             return [
                 self._model.request(
                     {name: array[row] for name, array in arrays.items()},
-                    {name: float(array[row, 0]) for name, array in budgets.items()} or None,
+                    {m: float(budgets[spec.name][row, 0]) for m, spec in chosen.items() if spec.name in budgets}
+                    or None,
                 )
                 for row in range(len(next(iter(arrays.values()))))
             ]
@@ -74,10 +77,28 @@ class TritonPythonModel:
             if isinstance(answer, GatefxError):
                 return self._refused(answer)
             rows.append(answer)
-        tensors = [
-            pb.Tensor(spec.name, np.concatenate([row[spec.name] for row in rows])) for spec in self._model.outputs
-        ]
-        return pb.InferenceResponse(output_tensors=tensors)
+        arrays = {spec.name: np.concatenate([row[spec.name] for row in rows]) for spec in self._model.outputs}
+        return pb.InferenceResponse(output_tensors=[_tensor(name, array) for name, array in arrays.items()])
 
     def _refused(self, error: GatefxError) -> Any:
         return pb.InferenceResponse(output_tensors=[], error=pb.TritonError(str(error)))
+
+
+def _arrays(request: Any, specs: Iterable[TensorSpec]) -> dict[str, np.ndarray]:
+    """Input name → (b, …), of the inputs that the request has; Triton has checked their types."""
+    given = {spec: pb.get_input_tensor_by_name(request, spec.name) for spec in specs}
+    # Older servers hand booleans over as integers of 8 bits.
+    return {
+        spec.name: np.from_dlpack(tensor).astype(spec.dtype, copy=False)
+        for spec, tensor in given.items()
+        if tensor is not None
+    }
+
+
+def _tensor(name: str, array: np.ndarray) -> Any:
+    """One output. Triton copies nothing: `array` lives until the response is sent."""
+    capsule = array.__dlpack__()
+    tensor = pb.Tensor.from_dlpack(name, capsule)
+    # The tensor owns the array now, but the server marks the capsule by another name than numpy looks for.
+    ctypes.pythonapi.PyCapsule_SetDestructor(ctypes.py_object(capsule), None)
+    return tensor

@@ -22,7 +22,8 @@ from pathlib import Path
 from ...errors import ArtifactError, InputError
 from ..artifact import Artifact
 from ..native.library import NativeStatus
-from ..sessions.onnxruntime import MODEL_FILE
+from ..sessions.onnxruntime import MODEL_FILE, OnnxSession
+from ..sessions.onnxruntime_start import PROVIDERS, full_name
 from .options import ServeOptions
 from .served_model import ServedModel, open_session, served_model
 from .triton_config import ARTIFACT, config_text
@@ -75,25 +76,17 @@ def write_repository(
 
     Raises:
         ArtifactError: a folder that does not verify, or a model of that name that is there already.
-        InputError: a model that no batch can be made of, or one with recovery without `ragged`.
+        InputError: a model that no batch can be made of; without `ragged`, one with recovery, or a provider that the
+            onnxruntime back end does not have.
     """
     chosen = options or ServeOptions()
     place = str(Path(folder).absolute())
     session = open_session(place, chosen)
     model = served_model(place, session, chosen)
-    if not ragged and session.manifest.get("recovery") is not None:
-        raise InputError(
-            "The onnxruntime back end cannot run uncertain examples again, which this model asks for.",
-            given=f"{folder}, with recovery",
-            expected="ragged=True, or a model without recovery",
-        )
+    if not ragged:
+        _check_graph_alone(model, session, chosen)
     target = repository.path / repository.name
-    if os.path.lexists(target):
-        raise ArtifactError(
-            "The repository has a model of this name; nothing was written.",
-            given=str(target),
-            expected="a name that is not taken",
-        )
+    _check_free(target)
     with tempfile.TemporaryDirectory(dir=_made(repository.path), prefix=".gatefx.writing.") as staging:
         written = Path(staging) / repository.name
         (written / VERSION).mkdir(parents=True)
@@ -101,13 +94,42 @@ def write_repository(
         seen = repository.seen(library) if library else ""
         text = config_text(model, chosen, name=repository.name, ragged=ragged, library=seen)
         (written / CONFIG_FILE).write_text(text, encoding="utf-8")
-        try:
-            written.rename(target)
-        except OSError as error:
-            raise ArtifactError(
-                "The finished model could not take its name.", given=str(target), expected=str(error)
-            ) from error
+        _rename(written, target)
     return target
+
+
+def _check_graph_alone(model: ServedModel, session: OnnxSession, options: ServeOptions) -> None:
+    """Refuse what the onnxruntime back end would leave out: recovery, or a provider that it has no word for."""
+    if session.manifest.get("recovery") is not None:
+        raise InputError(
+            "The onnxruntime back end cannot run uncertain examples again, which this model asks for.",
+            given=f"{model.folder}, with recovery",
+            expected="ragged=True, or a model without recovery",
+        )
+    if full_name(options.provider) not in PROVIDERS.values():
+        raise InputError(
+            "The onnxruntime back end cannot be told to use this provider.",
+            given=options.provider,
+            expected=f"ragged=True, or one of {', '.join(PROVIDERS)}",
+        )
+
+
+def _check_free(target: Path) -> None:
+    if os.path.lexists(target):
+        raise ArtifactError(
+            "The repository has a model of this name; nothing was written.",
+            given=str(target),
+            expected="a name that is not taken",
+        )
+
+
+def _rename(written: Path, target: Path) -> None:
+    try:
+        written.rename(target)
+    except OSError as error:
+        raise ArtifactError(
+            "The finished model could not take its name.", given=str(target), expected=str(error)
+        ) from error
 
 
 def _filled(written: Path, model: ServedModel, *, ragged: bool, native: NativeStatus) -> str:

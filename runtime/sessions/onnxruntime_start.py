@@ -26,7 +26,7 @@ def start(
     """
     runtime = onnxruntime_module()
     options = session_options(runtime, threads)
-    wanted = PROVIDERS.get(provider, provider)
+    wanted = full_name(provider)
     _check_available(runtime, wanted)
     used = _register_native(options, wanted, native)
     session = _started(runtime, artifact, file, options, wanted)
@@ -34,6 +34,11 @@ def start(
     if obtained != wanted:
         raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
     return session, obtained, used
+
+
+def full_name(provider: str) -> str:
+    """ONNX Runtime's name of a provider that has a short one here."""
+    return PROVIDERS.get(provider, provider)
 
 
 def session_options(runtime: Any, threads: int | None) -> Any:

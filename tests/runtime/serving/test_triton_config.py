@@ -82,6 +82,31 @@ def test_every_type_and_shape_is_read_back(model: ServedModel, dtype: str, shape
     assert output.HasField("reshape") == (shape == ("batch",))
 
 
+@needs_protobuf
+@pytest.mark.parametrize(
+    ("provider", "kind", "accelerators"),
+    [
+        ("cpu", "KIND_CPU", []),
+        ("CPUExecutionProvider", "KIND_CPU", []),
+        ("cuda", "KIND_GPU", []),
+        ("CUDAExecutionProvider", "KIND_GPU", []),
+        ("tensorrt", "KIND_GPU", ["tensorrt"]),
+        ("TensorrtExecutionProvider", "KIND_GPU", ["tensorrt"]),
+    ],
+)
+def test_the_provider_says_where_instances_run(
+    model: ServedModel, provider: str, kind: str, accelerators: list[str]
+) -> None:
+    asked = replace(OPTIONS, provider=provider)
+    alone, ragged = (read(config_text(model, asked, name="m", ragged=ragged)) for ragged in (False, True))
+    for config in (alone, ragged):
+        (group,) = config.instance_group
+        assert group.kind == group.Kind.Value(kind)
+    found = alone.optimization.execution_accelerators.gpu_execution_accelerator
+    assert [accelerator.name for accelerator in found] == accelerators
+    assert not ragged.HasField("optimization")
+
+
 def test_without_a_library_none_is_named(model: ServedModel) -> None:
     text = config_text(model, replace(OPTIONS, provider="cuda"), name="m", ragged=False)
     assert "model_operations" not in text

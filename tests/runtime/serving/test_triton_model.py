@@ -21,11 +21,33 @@ from gatefx.runtime.serving.triton_repository import Repository, write_repositor
 
 @dataclass
 class Tensor:
+    """Triton's: tensors come and go by DLPack alone, as its own `as_numpy` may be built for another numpy."""
+
     name: str
     array: np.ndarray
 
-    def as_numpy(self) -> np.ndarray:
-        return self.array
+    def __dlpack__(self, stream: Any = None) -> Any:
+        return self.array.__dlpack__()
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
+
+    @staticmethod
+    def from_dlpack(name: str, capsule: Any) -> Tensor:
+        return Tensor(name, np.from_dlpack(Capsule(capsule)))
+
+
+@dataclass
+class Capsule:
+    """What numpy reads a capsule from."""
+
+    capsule: Any
+
+    def __dlpack__(self) -> Any:
+        return self.capsule
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return 1, 0
 
 
 @dataclass

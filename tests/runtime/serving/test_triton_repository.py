@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from gatefx.errors import ArtifactError, InputError
 from gatefx.runtime.native.library import NativeStatus
 from gatefx.runtime.serving import triton_repository as module
+from gatefx.runtime.serving.options import ServeOptions
 from gatefx.runtime.serving.triton_repository import Repository, write_repository
 from gatefx.tools.cli import app
 
@@ -91,6 +92,18 @@ def test_recovery_needs_the_python_back_end(
     with pytest.raises(InputError, match="uncertain"):
         write_repository(served_folder, Repository(tmp_path, "reviews"))
     assert write_repository(served_folder, Repository(tmp_path, "reviews"), ragged=True).is_dir()
+
+
+def test_providers_that_the_back_end_has_no_word_for_need_the_python_back_end(
+    served_folder: Path, session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "open_session", lambda *_: session)
+    options = ServeOptions(provider="OpenVINOExecutionProvider")
+    with pytest.raises(InputError, match="cannot be told"):
+        write_repository(served_folder, Repository(tmp_path, "reviews"), options)
+    assert not any(tmp_path.iterdir())
+    written = write_repository(served_folder, Repository(tmp_path, "reviews"), options, ragged=True)
+    assert "OpenVINOExecutionProvider" in (written / "config.pbtxt").read_text()
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "../x", ".hidden", "näme", "a b"])
