@@ -2,8 +2,8 @@
 
 The only file that knows `triton_python_backend_utils`, a module that exists inside that server alone.
 
-Tensors cross by DLPack. Servers up to 2.51 are built for numpy 1: under numpy 2 their `as_numpy` repeats the first value
-and an output loses its size (triton-inference-server/python_backend, pull request 384).
+Tensors cross by DLPack. Servers up to 2.51 are built for numpy 1: under numpy 2 their `as_numpy` repeats the first
+value and an output loses its size (triton-inference-server/python_backend, pull request 384).
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class TritonPythonModel:
         """Of (b, T) inputs and (b, 1) budgets, b examples, or why there are none."""
         arrays = _arrays(request, self._model.inputs)
         chosen = {method: budget_input(method) for method in self._model.budgets}
-        budgets = _arrays(request, chosen.values())
+        given = _arrays(request, chosen.values())
+        budgets = {method: given[spec.name] for method, spec in chosen.items() if spec.name in given}
         try:
             return [
                 self._model.request(
