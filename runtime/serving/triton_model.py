@@ -64,8 +64,7 @@ class TritonPythonModel:
             return [
                 self._model.request(
                     {name: array[row] for name, array in arrays.items()},
-                    {m: float(budgets[spec.name][row, 0]) for m, spec in chosen.items() if spec.name in budgets}
-                    or None,
+                    {method: float(array[row, 0]) for method, array in budgets.items()} or None,
                 )
                 for row in range(len(next(iter(arrays.values()))))
             ]
