@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,23 @@ def export_dynamic(module: nn.Module, example: Mapping[str, Tensor]) -> torch.ex
         CaptureError: a size that is fixed, or a branch on data.
     """
     axes = tuple(dict.fromkeys(range(value.dim()), torch.export.Dim.AUTO) for value in example.values())
+    return export_program(module, tuple(example.values()), axes)
+
+
+def export_program(
+    module: nn.Module, inputs: Sequence[Tensor], axes: Sequence[Mapping[int, Any]]
+) -> torch.export.ExportedProgram:
+    """The program of `module` without gradients.
+
+    Args:
+        inputs: what it takes; axes: of each input, those that vary, and how, in the words of `torch.export`.
+
+    Raises:
+        CaptureError: a size that is fixed, or a branch on data.
+    """
     try:
         with torch.no_grad():
-            return torch.export.export(module, tuple(example.values()), dynamic_shapes=axes, strict=False)
+            return torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(axes), strict=False)
     except Exception as error:
         raise CaptureError(
             "The graph cannot be exported for dynamic batch and length.",

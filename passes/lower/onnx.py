@@ -66,7 +66,7 @@ def lower_to_onnx(
     _check_request(graph_module, example, opset)
     program = export_dynamic(_as_graph(graph_module, example), example)
     order = _output_order(program, output_names)
-    model = _translate(program, opset)
+    model = translate_program(program, opset)
     graph = model.graph
     for value, name in zip(graph.inputs, example, strict=True):
         value.name = name
@@ -74,7 +74,7 @@ def lower_to_onnx(
     graph.outputs.clear()
     graph.outputs.extend(ordered)
     _open_defaults(model, overridable)
-    _clean(model, opset)
+    clean_model(model, opset)
     for value, name in zip(graph.outputs, output_names, strict=True):
         value.name = name
     _check_used(model, overridable)
@@ -140,7 +140,12 @@ def _output_order(program: torch.export.ExportedProgram, output_names: Sequence[
     )
 
 
-def _translate(program: torch.export.ExportedProgram, opset: int) -> onnx_ir.Model:
+def translate_program(program: torch.export.ExportedProgram, opset: int) -> onnx_ir.Model:
+    """What torch.onnx and gatefx's translations make of a program.
+
+    Raises:
+        CaptureError: an operator without ONNX form; MissingDependencyError: onnxscript is not installed.
+    """
     from ...runtime.ops.onnx_functions import translations
 
     try:
@@ -224,7 +229,7 @@ def _open_defaults(model: onnx_ir.Model, overridable: Sequence[str]) -> None:
         model.graph.inputs.append(value)
 
 
-def _clean(model: onnx_ir.Model, opset: int) -> None:
+def clean_model(model: onnx_ir.Model, opset: int) -> None:
     """Exact clean-ups only: constants of constants, identities, repeated and unused nodes. No weight is folded."""
     import onnx_ir
     from onnx_ir.passes import common

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from ...errors import ArtifactError, InputError, ProviderError, missing_package
+import numpy as np
+
+from ...errors import ArtifactError, CaptureError, InputError, ProviderError, missing_package
 from ..artifact import Artifact
 from ..native.library import NativeStatus, native_status
 
@@ -26,19 +29,55 @@ def start(
     """
     runtime = onnxruntime_module()
     options = session_options(runtime, threads)
-    wanted = full_name(provider)
-    _check_available(runtime, wanted)
+    wanted = _available(runtime, provider)
     used = _register_native(options, wanted, native)
-    session = _started(runtime, artifact, file, options, wanted)
-    obtained = session.get_providers()[0]
-    if obtained != wanted:
-        raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
+    try:
+        session, obtained = _started(runtime, str(artifact.file(file)), options, wanted)
+    except (ArtifactError, ProviderError):
+        raise
+    except Exception as error:
+        # ONNX Runtime's errors have no common base but Exception.
+        raise ArtifactError(
+            f"ONNX Runtime {runtime.__version__} does not load {file} of {artifact.path}.",
+            given=str(error),
+            expected="a model that this version and provider support",
+            remedy="Compare the versions in gatefx.json with the installed ones.",
+        ) from error
     return session, obtained, used
 
 
 def full_name(provider: str) -> str:
     """ONNX Runtime's name of a provider that has a short one here."""
     return PROVIDERS.get(provider, provider)
+
+
+def start_in_memory(model: bytes, weights: Mapping[str, np.ndarray], *, provider: str, threads: int) -> Any:
+    """A session of ONNX Runtime on a model that is no file.
+
+    Args:
+        model: protobuf; weights: what it reads from outside itself, by name. The session reads them where they are,
+            and keeps what it makes of them.
+        provider, threads: as `OnnxSession.open`. Native kernels are used where they are built.
+
+    Raises:
+        MissingDependencyError, ProviderError: as `OnnxSession.open`; CaptureError: ONNX Runtime refuses the model.
+    """
+    runtime = onnxruntime_module()
+    options = session_options(runtime, threads)
+    wanted = _available(runtime, provider)
+    _register_native(options, wanted, None)
+    values = [runtime.OrtValue.ortvalue_from_numpy(value) for value in weights.values()]
+    try:
+        options.add_external_initializers(list(weights), values)
+        return _started(runtime, model, options, wanted)[0]
+    except ProviderError:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"ONNX Runtime {runtime.__version__} does not take the graph.",
+            given=str(error),
+            expected="operators and types that this version and provider support",
+        ) from error
 
 
 def session_options(runtime: Any, threads: int | None) -> Any:
@@ -79,9 +118,16 @@ def onnxruntime_module() -> Any:
     return onnxruntime
 
 
-def _check_available(runtime: Any, wanted: str) -> None:
+def _available(runtime: Any, provider: str) -> str:
+    """ONNX Runtime's name of a provider that this build has.
+
+    Raises:
+        ProviderError: it does not.
+    """
+    wanted = full_name(provider)
     if wanted not in runtime.get_available_providers():
         raise _not_obtained(wanted, f"this build of ONNX Runtime has {', '.join(runtime.get_available_providers())}")
+    return wanted
 
 
 def _not_obtained(wanted: str, found: str) -> ProviderError:
@@ -121,20 +167,17 @@ def _native_for(wanted: str) -> NativeStatus:
     return native_status("onnxruntime")
 
 
-def _started(runtime: Any, artifact: Artifact, file: str, options: Any, wanted: str) -> Any:
+def _started(runtime: Any, model: str | bytes, options: Any, wanted: str) -> tuple[Any, str]:
+    """(a session on a file or a protobuf, its provider).
+
+    Raises:
+        ProviderError: it fell back to another provider; and whatever ONNX Runtime raises.
+    """
     # Accelerators leave shape arithmetic to the CPU, so it stands behind them; that is no fallback of the model.
     providers = list(dict.fromkeys([wanted, PROVIDERS["cpu"]]))
-    try:
-        session = runtime.InferenceSession(str(artifact.file(file)), options, providers=providers)
-    except ArtifactError:
-        raise
-    except Exception as error:
-        # ONNX Runtime's errors have no common base but Exception.
-        raise ArtifactError(
-            f"ONNX Runtime {runtime.__version__} does not load {file} of {artifact.path}.",
-            given=str(error),
-            expected="a model that this version and provider support",
-            remedy="Compare the versions in gatefx.json with the installed ones.",
-        ) from error
+    session = runtime.InferenceSession(model, options, providers=providers)
     session.disable_fallback()
-    return session
+    obtained = session.get_providers()[0]
+    if obtained != wanted:
+        raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
+    return session, obtained

@@ -81,3 +81,19 @@ def test_the_entry_point_names_this_function() -> None:
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["torch_dynamo_backends"]
     module, _, name = points["gatefx"].partition(":")
     assert getattr(importlib.import_module(module), name) is backend
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"lower": "tensorrt"}, r"'inductor' or 'onnxruntime'"),
+        ({"lower": None}, "names what runs the graph"),
+        ({"provider": "cpu"}, r"lower='inductor'[\s\S]*provider"),
+        ({"lower": "onnxruntime", "passes": []}, r"lower='onnxruntime'[\s\S]*passes"),
+        ({"lower": "onnxruntime", "provider": 3}, "'provider' names"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options: dict[str, object], reason: str) -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+    with pytest.raises(GatefxError, match=reason):
+        backend(graph, [torch.ones(2)], options=options)
