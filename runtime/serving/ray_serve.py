@@ -1,4 +1,4 @@
-"""An artifact folder as an application of Ray Serve. The only file that knows Ray.
+"""An artifact folder as an application of Ray Serve. Beside `ray_cluster.py` the only file that knows Ray.
 
     client ─HTTP JSON─▶ proxy ─▶ Door ─▶ Model ×replicas (serve.batch ─▶ one session each)
     handle ─arrays────────────▶ Door ─┘
@@ -11,26 +11,24 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...errors import GatefxError, InputError, UnansweredError, missing_package
+from ...errors import GatefxError, UnansweredError, missing_package
 from .answering import Answer, answers
 from .batching import Request
 from .json_door import LATER, MOST_BYTES, OK, answered, parsed, refused, too_large
 from .options import ServeOptions
 from .process import check_port, stop_signal
+from .ray_cluster import cluster, door
 from .served_model import ServedModel, open_session, served_model
 from .spending import Spending
 
 try:
-    import ray
     from ray import serve
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -105,39 +103,15 @@ def serve_folder(
         host, port: of the HTTP door; ready: is told its address once it answers.
 
     Raises:
-        InputError: a port that is taken, or more replicas than CPUs; others as `build_app`.
+        InputError: a port that is taken, more replicas than CPUs, or a cluster where Serve runs already.
+        GatefxError: Ray does not start. Others as `build_app`.
     """
     application = build_app(folder, options)
     check_port(host, port)
-    with _cluster(options) as own, stop_signal() as stopped:
-        serve.start(http_options={"host": host, "port": port})
-        serve.run(application, name=APPLICATION)
+    opened = door(application, APPLICATION, host=host, port=port, drain_s=options.drain_s)
+    with cluster(options), stop_signal() as stopped, opened:
         ready(f"http://{host}:{port}")
         stopped.wait()
-        serve.delete(APPLICATION)
-        if own:  # in a cluster that was joined, others may serve
-            serve.shutdown()
-
-
-@contextmanager
-def _cluster(options: ServeOptions) -> Iterator[bool]:
-    """Ray, with room for the replicas; whether the cluster is this process's own."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a server that was not asked to sends nothing home
-    own = "RAY_ADDRESS" not in os.environ
-    # "local": without an address Ray joins whatever cluster somebody runs on this machine.
-    ray.init("local", include_dashboard=False, log_to_driver=False) if own else ray.init()
-    try:
-        there, needed = int(ray.cluster_resources().get("CPU", 0)), options.replicas * options.threads
-        if own and needed > there:
-            raise InputError(
-                "There are fewer CPUs than the replicas take.",
-                given=f"{options.replicas} replicas of {options.threads} threads",
-                expected=f"at most {there} together",
-                remedy="Ask for fewer replicas or threads, or set RAY_ADDRESS to a larger cluster.",
-            )
-        yield own
-    finally:
-        ray.shutdown()
 
 
 class Model:

@@ -18,19 +18,34 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import gatefx
+from gatefx.models.configs.masklora import MaskLoRA
 from gatefx.models.tiny import tiny, tiny_inputs
 
 PORT = 8731
+# Of every Ray that these tests start, and of what they start: no token in the home folder, nothing sent home, and
+# replicas that get as much of a busy machine as the tests that wait for them.
+os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+
+
+def exported(method: Any, budget: int | None, out: Path, *, forms: Any) -> Path:
+    torch.manual_seed(0)
+    model = get_peft_model(tiny("bert"), LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False))
+    data = [tiny_inputs("bert", batch=4, tokens=24, seed=seed) for seed in range(2)]
+    fast = gatefx.optimize(model.eval(), method, budget, data=data, forms=forms, distill_steps=5, progress=False)
+    return gatefx.export(fast, out)
 
 
 @pytest.fixture(scope="session")
 def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of ccm on a small BERT."""
-    torch.manual_seed(0)
-    model = get_peft_model(tiny("bert"), LoraConfig(r=4, target_modules=["query", "value"], init_lora_weights=False))
-    data = [tiny_inputs("bert", batch=4, tokens=24, seed=seed) for seed in range(2)]
-    fast = gatefx.optimize(model.eval(), "ccm", 2, data=data, forms="gathered", distill_steps=5, progress=False)
-    return gatefx.export(fast, tmp_path_factory.mktemp("served") / "out")
+    return exported("ccm", 2, tmp_path_factory.mktemp("served") / "out", forms="gathered")
+
+
+@pytest.fixture(scope="session")
+def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of masklora on a small BERT: half of the tokens after its first layer."""
+    method = MaskLoRA(keep=((1, 0.5),), floor=0.0)
+    return exported(method, None, tmp_path_factory.mktemp("pruned") / "out", forms=None)
 
 
 @pytest.fixture(scope="session")
@@ -73,8 +88,9 @@ def cluster() -> Iterator[str]:
         import ray
         from ray import serve
 
-    os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # leaves no token in the home folder
-    ray.init(include_dashboard=False, num_cpus=4, log_to_driver=False)
+        from gatefx.runtime.serving.ray_cluster import start_ray
+
+    start_ray(cpus=4)
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import signal
 import socket
 import subprocess
@@ -24,7 +23,6 @@ pytestmark = pytest.mark.skipif(
 )
 CLIENTS, WINDOW_MS = 6, 3000
 COMMAND = (sys.executable, "-c", "from gatefx.tools.cli import main; main()", "serve")
-ENVIRONMENT = {**os.environ, "RAY_AUTH_MODE": "disabled"}
 
 
 def free_port() -> int:
@@ -41,9 +39,7 @@ def test_a_server_that_is_told_to_stop_answers_what_it_has(
 ) -> None:
     port = free_port()
     options = ["--port", str(port), "--wait-ms", str(WINDOW_MS), "--max-batch", "64"]
-    server = subprocess.Popen(
-        [*COMMAND, str(served_folder), *options], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
-    )
+    server = subprocess.Popen([*COMMAND, str(served_folder), *options], stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
         lines = iter(server.stderr.readline, "")
@@ -74,8 +70,6 @@ def test_what_cannot_be_served_is_refused_before_ray_starts(served_folder: Path,
             ((served_folder, "--port", port), "cannot open"),
             ((tmp_path,), "not a gatefx artifact"),
         ]:
-            done = subprocess.run(
-                [*COMMAND, *map(str, arguments)], env=ENVIRONMENT, capture_output=True, text=True, check=False
-            )
+            done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
             assert done.returncode == 2
             assert said in done.stderr

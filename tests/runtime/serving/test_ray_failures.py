@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
     reason="ray is not installed here: no replica dies (pip install 'gatefx[serve]', or make serve-checks)",
 )
-CLIENTS, EACH = 8, 60
+CLIENTS, EACH, WINDOW_MS = 8, 25, 500
 
 Ask = Callable[..., tuple[int, Any]]
 Text = Callable[[int], dict[str, np.ndarray]]
@@ -32,6 +32,18 @@ def replicas() -> list[Any]:
 
     named = [entry["name"] for entry in ray.util.list_named_actors(all_namespaces=True)]
     return [ray.get_actor(name, namespace="serve") for name in named if "gatefx#Model" in name]
+
+
+def one_with_requests() -> Any:
+    """An actor of a replica in which requests wait now."""
+    import ray
+
+    for _ in range(600):
+        for replica in replicas():
+            if ray.get(replica.get_num_ongoing_requests.remote()) > 1:
+                return replica
+        time.sleep(0.05)
+    raise AssertionError("no request waits in a replica")
 
 
 def body_of(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -52,8 +64,8 @@ def test_a_replica_that_dies_under_load_loses_no_request(
 
     from gatefx.runtime.serving.ray_serve import APPLICATION, build_app
 
-    # A window that is never full: requests wait in the replica, so that some are there whenever it dies.
-    options = ServeOptions(replicas=2, max_batch=64, wait_ms=100)
+    # A window that is never full: requests wait in the replica, so that some are there when it dies.
+    options = ServeOptions(replicas=2, max_batch=64, wait_ms=WINDOW_MS)
     serve.run(build_app(served_folder, options), name=APPLICATION)
     busy = threading.Event()
 
@@ -68,7 +80,7 @@ def test_a_replica_that_dies_under_load_loses_no_request(
     with ThreadPoolExecutor(CLIENTS) as pool:
         running = [pool.submit(client, number) for number in range(CLIENTS)]
         assert busy.wait(120)
-        ray.kill(replicas()[0])
+        ray.kill(one_with_requests())
         answers = [future.result() for future in running]
     again = 0
     for seed in range(EACH * CLIENTS):

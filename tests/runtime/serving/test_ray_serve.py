@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import gatefx
 from gatefx.errors import BudgetError, InputError
 from gatefx.runtime.serving.json_door import MOST_BYTES
 from gatefx.runtime.serving.options import ServeOptions
@@ -47,6 +48,15 @@ def together(tasks: list[Callable[[], Any]]) -> list[Any]:
     """Their results, all started at once."""
     with ThreadPoolExecutor(len(tasks)) as pool:
         return [future.result() for future in [pool.submit(task) for task in tasks]]
+
+
+def mean(metric: Callable[[str], float], name: str) -> float:
+    """Of a histogram's values, from a sum and a count that belong together."""
+    for _ in range(60):
+        counted, total = metric(f"{name}_count"), metric(f"{name}_sum")
+        if metric(f"{name}_count") == counted:
+            return total / counted
+    raise AssertionError(f"{name} does not come to rest")
 
 
 def test_a_thousand_ragged_requests_are_answered_as_the_session_does(
@@ -149,3 +159,27 @@ def test_metrics_reach_prometheus(handle: Any, text: Text, metric: Callable[[str
         "gatefx_effective_rank_sum",
     ):
         assert metric(name) > 0, name
+
+
+def test_a_second_application_cuts_tokens_and_says_how_many(
+    handle: Any, cluster: str, pruned_folder: Path, text: Text, ask: Ask, tolerance: Any, metric: Callable[[str], float]
+) -> None:
+    """Beside the first, in the same cluster, behind the same door."""
+    from ray import serve
+
+    from gatefx.runtime.serving.ray_serve import build_app
+
+    options = ServeOptions(max_batch=CLIENTS, wait_ms=WINDOW_MS, measure_every=1)
+    serve.run(build_app(pruned_folder, options), name="pruned", route_prefix="/pruned")
+    session = gatefx.load(pruned_folder, threads=1)
+    for first in range(0, 40, CLIENTS):
+        seeds = range(first, first + CLIENTS)
+        tasks = [lambda seed=seed: ask(f"{cluster}/pruned", as_json(text(seed))) for seed in seeds]
+        for seed, (status, body) in zip(seeds, together(tasks), strict=True):
+            assert status == 200, body
+            expected = session.run(text(seed))["logits"]
+            np.testing.assert_allclose(body["outputs"]["logits"], expected, atol=tolerance[torch.float32], rtol=0)
+    status, body = ask(f"{cluster}/pruned/health")
+    assert (status, body["status"]) == (200, "ok")
+    assert 0.4 < mean(metric, "gatefx_retention") < 0.6
+    serve.delete("pruned")

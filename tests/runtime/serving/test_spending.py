@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import gatefx
 from gatefx.runtime.serving import spending as module
 from gatefx.runtime.serving.options import ServeOptions
 from gatefx.runtime.serving.served_model import served_model
@@ -32,6 +33,17 @@ def test_ranks_follow_the_budget(session: Any, served_folder: Path, text: Text) 
     assert means[3] == 4
     standing = spending.measured(model.request(text(0)))
     assert standing == spending.measured(model.request(text(0), 2))
+
+
+def test_retention_is_the_share_that_a_cut_leaves(pruned_folder: Path, text: Text) -> None:
+    model = served_model(str(pruned_folder), gatefx.load(pruned_folder), ServeOptions())
+    spending = Spending.open(model, 1)
+    assert spending is not None
+    for seed in range(20):
+        request = model.request(text(seed))
+        measured = spending.measured(request)
+        assert set(measured) == {"retention"}
+        assert abs(measured["retention"] - 0.5) <= 1 / request.length
 
 
 def test_tokens_are_counted_after_the_last_cut_and_without_padding(

@@ -1,0 +1,118 @@
+"""Ray and its Serve for as long as one server needs them: started here, or a cluster of others that is left as it was.
+
+Beside `ray_serve.py` the only file that knows Ray.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ...errors import GatefxError, InputError, missing_package
+from .options import ServeOptions
+
+try:
+    import ray
+    from ray import serve
+except ImportError as error:
+    raise missing_package("ray", extra="serve", feature="Serving a folder") from error
+
+ADDRESS = "RAY_ADDRESS"
+"""Environment variable of Ray: the cluster to join."""
+_STARTS = 3
+_TOO_SLOW = "timed out during startup"
+_DELETING_S = 60
+"""How long Ray waits for an application to go, whatever its replicas were granted."""
+
+
+@contextmanager
+def cluster(options: ServeOptions) -> Iterator[None]:
+    """Ray with room for the replicas: the cluster that $RAY_ADDRESS names, else one of this process alone.
+
+    Raises:
+        InputError: more replicas than CPUs, in a cluster that nobody will enlarge; GatefxError: Ray does not start.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a server that was not asked to sends nothing home
+    own = ADDRESS not in os.environ
+    if own:
+        start_ray()
+    else:
+        ray.init()
+    try:
+        if own:
+            _check_room(options)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def start_ray(cpus: int | None = None) -> None:
+    """A cluster of this machine that ends with this process; `cpus` it has, None for those of the machine.
+
+    Ray gives a node 30 seconds to come up. A busy machine takes longer now and then, so it is tried again.
+
+    Raises:
+        GatefxError: it did not come up.
+    """
+    for attempt in range(_STARTS):
+        try:
+            # "local": without an address Ray joins whatever cluster somebody runs on this machine.
+            ray.init("local", num_cpus=cpus, include_dashboard=False, log_to_driver=False)
+            return
+        except Exception as error:
+            # Ray's error for this has no type but Exception.
+            if _TOO_SLOW not in str(error) or attempt + 1 == _STARTS:
+                raise GatefxError(
+                    "Ray does not start on this machine.",
+                    given=f"{error}, attempt {attempt + 1}",
+                    expected="a node that comes up within 30 seconds",
+                    remedy=f"Try again when the machine is less busy, or join a cluster: set {ADDRESS}.",
+                ) from error
+
+
+@contextmanager
+def door(application: Any, name: str, *, host: str, port: int, drain_s: float) -> Iterator[None]:
+    """Serve in the cluster with one application, behind an HTTP door at host:port.
+
+    At the end the application answers what it has and goes, and Serve with it unless others serve there by then.
+
+    Raises:
+        InputError: Serve runs there already. Its door is where others opened it, and its applications are theirs.
+    """
+    _check_unused()
+    serve.start(http_options={"host": host, "port": port})
+    try:
+        serve.run(application, name=name)
+        yield
+    finally:
+        for _ in range(1 + int(drain_s // _DELETING_S)):
+            with suppress(TimeoutError):  # some replica answers still
+                serve.delete(name)
+                break
+        if not serve.status().applications:
+            serve.shutdown()
+
+
+def _check_unused() -> None:
+    found = serve.status()
+    if found.proxies or found.applications:
+        raise InputError(
+            "Ray Serve runs in this cluster already.",
+            given=f"$RAY_ADDRESS, with {', '.join(sorted(found.applications)) or 'no application'}",
+            expected="a cluster without Serve",
+            remedy="Run `serve shutdown` if nobody needs it, or add the folder to it in Python: "
+            "serve.run(build_app(folder), name=…, route_prefix=…), build_app of gatefx.runtime.serving.ray_serve.",
+        )
+
+
+def _check_room(options: ServeOptions) -> None:
+    there, needed = int(ray.cluster_resources().get("CPU", 0)), options.replicas * options.threads
+    if needed > there:
+        raise InputError(
+            "There are fewer CPUs than the replicas take.",
+            given=f"{options.replicas} replicas of {options.threads} threads",
+            expected=f"at most {there} together",
+            remedy=f"Ask for fewer replicas or threads, or set {ADDRESS} to a larger cluster.",
+        )
