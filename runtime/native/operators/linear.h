@@ -104,22 +104,60 @@ void multiply(const Linear<Store>& call, int64_t count, const Row& row, const Re
                                            cut.first_panel(part + 1));
 }
 
+// Rows of a call's tokens, to update what the layer has answered.
+template <class Store>
+Rows<Store> answered(const Linear<Store>& call, int64_t first, int64_t count) {
+  Store* out = call.out + first * call.layer.d_out;
+  return {call.x.template as<Store>() + first * call.layer.d_in, out, out, count, call.layer.d_in, call.layer.d_out};
+}
+
+// The layer for all tokens, and `update(first, count)` for each block of them that is answered.
+template <class Store, class Update, class Parallel>
+auto run_layer_then(const Linear<Store>& call, const Update& update, Parallel&& parallel) {
+  const Cut cut(1, call.tokens(), call.layer.d_out);
+  auto update_block = [&](int64_t block) { update(cut.first_token(block), cut.count(block)); };
+  if (auto error = parallel(cut.blocks * cut.parts, [&](int64_t task) {
+        const int64_t block = task / cut.parts, first = cut.first_token(block);
+        multiply(call, cut.count(block), [first](int64_t i) { return first + i; }, nullptr, Directions<Store>{},
+                 cut, task % cut.parts);
+        if (cut.parts == 1) update_block(block);
+      }))
+    return error;
+  return parallel(cut.parts == 1 ? 0 : cut.blocks, update_block);
+}
+
+// Examples of so few tokens, the steps of generation among them, share one reading of the layer's weights and take
+// their updates afterwards: reading the weights for each would cost more than the pass over the answers. Not where an
+// answer is stored in fewer bits than it is summed in: it would be rounded twice.
+constexpr int64_t kFewTokens = 8;
+template <class Store>
+constexpr bool kReadTogether = sizeof(Store) == sizeof(Real<Store>);
+
 // gated_linear: W x + bias, plus the update in the directions that row b of `indices` (B, r) lists for example b.
 template <class Store, class Parallel>
 auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b,
                       const Tensor& indices, Real<Store> scale, Real<Store>* u, Parallel&& parallel) {
   const int64_t tokens = call.x.count(1, call.x.axes - 1), slots = indices.sizes[1], examples = call.x.sizes[0];
-  const Cut cut(examples, tokens, call.layer.d_out);
   auto with_directions = [&](int64_t example, const auto& task) {
     Selection<Store> selection(a, b, call.layer.d_in, call.layer.d_out, scale);
     task(selection.listed(indices.as<int64_t>() + example * slots, slots));
   };
+  if (kReadTogether<Store> && tokens <= kFewTokens) {
+    auto update = [&](int64_t first, int64_t count) {
+      for (int64_t row = first, after; row < first + count; row = after) {
+        after = (row / tokens + 1) * tokens < first + count ? (row / tokens + 1) * tokens : first + count;
+        with_directions(row / tokens, [&](const auto& use) {
+          kernels().template of<Store>().add_update(answered(call, row, after - row), use);
+        });
+      }
+    };
+    return run_layer_then(call, update, parallel);
+  }
+  const Cut cut(examples, tokens, call.layer.d_out);
   auto project = [&](int64_t example, int64_t block, const Directions<Store>& use) {
     const int64_t first = example * tokens + cut.first_token(block);
     if (use.rank > 0)
-      kernels().template of<Store>().project({call.x.template as<Store>() + first * call.layer.d_in, nullptr, nullptr,
-                                              cut.count(block), call.layer.d_in, call.layer.d_out},
-                                             use, u + first * slots);
+      kernels().template of<Store>().project(answered(call, first, cut.count(block)), use, u + first * slots);
   };
   if (cut.parts > 1) {
     if (auto error = parallel(examples * cut.blocks, [&](int64_t task) {
@@ -141,23 +179,11 @@ auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Rea
 template <class Store, class Parallel>
 auto run_token_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b,
                             int64_t rank, const Gate<Store>& gate, Real<Store> scale, Parallel&& parallel) {
-  const Cut cut(1, call.tokens(), call.layer.d_out);
-  auto update = [&](int64_t block) {
+  auto update = [&](int64_t first, int64_t count) {
     Selection<Store> selection(a, b, call.layer.d_in, call.layer.d_out, scale);
-    const int64_t first = cut.first_token(block);
-    Store* out = call.out + first * call.layer.d_out;
-    const Rows<Store> rows{call.x.template as<Store>() + first * call.layer.d_in, out, out, cut.count(block),
-                           call.layer.d_in, call.layer.d_out};
-    kernels().template of<Store>().add_large_updates(rows, selection.all(rank), gate);
+    kernels().template of<Store>().add_large_updates(answered(call, first, count), selection.all(rank), gate);
   };
-  if (auto error = parallel(cut.blocks * cut.parts, [&](int64_t task) {
-        const int64_t block = task / cut.parts, first = cut.first_token(block);
-        multiply(call, cut.count(block), [first](int64_t i) { return first + i; }, nullptr, Directions<Store>{},
-                 cut, task % cut.parts);
-        if (cut.parts == 1) update(block);
-      }))
-    return error;
-  return parallel(cut.parts == 1 ? 0 : cut.blocks, update);
+  return run_layer_then(call, update, parallel);
 }
 
 // routed_linear: `choice` (tokens) picks the second layer. `order` (tokens) is scratch.
