@@ -14,6 +14,7 @@ import pytest
 import gatefx
 
 REGISTER = Path(__file__).parents[2] / "tools" / "optimum_register" / "register_gatefx.py"
+PLACE = Path("optimum", "commands", "register")
 
 
 def has_optimum() -> bool:
@@ -28,12 +29,13 @@ def has_optimum() -> bool:
 pytestmark = pytest.mark.skipif(not has_optimum(), reason="optimum is not installed here: make optimum-checks")
 
 
-def optimum(installed: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """The command, with the file where a wheel puts it."""
-    place = installed / "optimum" / "commands" / "register"
-    place.mkdir(parents=True, exist_ok=True)
-    shutil.copy(REGISTER, place)
-    path = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
+def optimum(scratch: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command, with the file where a wheel puts it; Optimum refuses to read two of them."""
+    installed = any((Path(entry) / PLACE / REGISTER.name).is_file() for entry in sys.path)
+    if not installed:
+        (scratch / PLACE).mkdir(parents=True, exist_ok=True)
+        shutil.copy(REGISTER, scratch / PLACE)
+    path = os.pathsep.join(filter(None, (str(scratch), os.environ.get("PYTHONPATH"))))
     call = [sys.executable, "-m", "optimum.commands.optimum_cli", "export", "gatefx", *map(str, arguments)]
     return subprocess.run(call, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path})
 
