@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, MethodError, ProviderError
+from .exporting_adapters import OpenModel, open_model
 from .exporting_decoder import DECODER, write_decoder
 from .exporting_tensorrt import TENSORRT, EngineRequest, check_engine_request, write_tensorrt
 from .passes.decision import RuntimeBudget
@@ -19,6 +20,7 @@ from .passes.graph.signature import example_for
 from .passes.lower.aotinductor import save_aotinductor
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .passes.lower.onnx_precision import Precision
+from .passes.lower.open_adapters import free_ranks, open_adapters
 from .passes.lower.tensorrt import TENSORRT_OPSET
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
@@ -29,7 +31,7 @@ from .runtime.sessions.tensorrt import TensorRTSession
 
 _ONNXRUNTIME, _AOTINDUCTOR = "onnxruntime", "aotinductor"
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    _ONNXRUNTIME: ("tokenizer", "opset", "generate"),
+    _ONNXRUNTIME: ("tokenizer", "opset", "generate", "adapters"),
     TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check"),
     _AOTINDUCTOR: (),
 }
@@ -48,6 +50,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     opset: int | None = None,
     overwrite: bool = False,
     generate: bool = False,
+    adapters: Mapping[str, DeployedModel | str | Path] | None = None,
     precision: Precision = "fp32",
     sizes: Mapping[str, Sequence[int]] | None = None,
     check: bool = False,
@@ -68,19 +71,23 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         opset: version of standard ONNX, of "onnxruntime" 23 and of "tensorrt" 20 if not given.
         generate: "onnxruntime" only: write a decoder's prefill and decode, with their cache, for
             `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts.
+        adapters: "onnxruntime" only, for plain LoRA over one base model: name → folder in PEFT's format, or deployed
+            model. Each becomes a file, and `session.run(arrays, adapter=name)` takes it instead of the model's own.
         precision: "tensorrt" only: "fp32", "fp16" or "bf16", of weights and activations; inputs and outputs stay fp32.
         sizes: "tensorrt" only: axis → its least size, the one to tune for, and the most, as {"batch": (1, 8, 32)}.
         check: "tensorrt" only: build the engine once on this machine's CPU by TensorRT for RTX, or raise.
 
     Raises:
-        InputError: a model that is not deployed, or cannot generate; options that the backend does not take.
+        InputError: a model that is not deployed, or cannot generate; options that the backend does not take, or that
+            do not go together.
+        SiteError: `adapters` where the model or one of them is more than plain LoRA, or they do not fit.
         MethodError: an unknown backend.
         ArtifactError: the folder exists; CaptureError: an operator without ONNX form, or that TensorRT refuses.
         MissingDependencyError: no C++ compiler for "aotinductor", no tensorrt-rtx for `check`.
     """
     asked = {
         "tokenizer": tokenizer is not None, "opset": opset is not None, "generate": generate,
-        "precision": precision != "fp32", "sizes": sizes is not None, "check": check,
+        "adapters": adapters is not None, "precision": precision != "fp32", "sizes": sizes is not None, "check": check,
     }  # fmt: skip
     _check_backend(backend, [option for option, given in asked.items() if given])
     _check_request(model, tokenizer)
@@ -90,6 +97,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     engine = EngineRequest(version, precision, sizes, check)
     if backend == TENSORRT:
         check_engine_request(model, engine)
+    opened = open_model(model, adapters, generate=generate)
     levels = _runtime_buffers(model) if backend == _ONNXRUNTIME else {}
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         description = _description(model, levels, backend=backend, opset=version)
@@ -98,23 +106,28 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         elif generate:
             description |= write_decoder(model, writer.path, levels, opset=version)
         else:
-            _write_model(model, writer.path, levels, opset=version)
+            description |= _write_model(model, writer.path, levels, opened, opset=version)
         if tokenizer is not None:
             tokenizer.save_pretrained(writer.path)
         return writer.commit(description).path
 
 
-def _write_model(model: DeployedModel, folder: Path, levels: Mapping[str, RuntimeBudget], *, opset: int) -> None:
-    """The graph over whole inputs, with what transformers' `ExportedModel` reads."""
+def _write_model(
+    model: DeployedModel, folder: Path, levels: Mapping[str, RuntimeBudget], opened: OpenModel | None, *, opset: int
+) -> dict[str, Any]:
+    """The graph over whole inputs, with what transformers' `ExportedModel` reads; further fields of the manifest."""
     signature = model.signature
     example = _example(model)
+    buffers = [runtime.buffer for runtime in levels.values()]
     graph = lower_to_onnx(
-        model.graph_module,
+        model.graph_module if opened is None else open_adapters(model.graph_module),
         example,
         signature.outputs,
         opset=opset,
-        overridable=tuple(r.buffer for r in levels.values()),
+        overridable=buffers if opened is None else [*buffers, *opened.inputs],
     )
+    if opened is not None:
+        free_ranks(graph, opened.sites)
     save_onnx(graph, folder)
     if model.config is not None:
         write_exported_model_files(
@@ -125,6 +138,7 @@ def _write_model(model: DeployedModel, folder: Path, levels: Mapping[str, Runtim
             output_names=signature.outputs,
             output_class=signature.answer_type,
         )
+    return {} if opened is None else opened.write(folder)
 
 
 def _example(model: DeployedModel) -> dict[str, Tensor]:

@@ -13,10 +13,9 @@ Refuses graphs that still decide: PEFT, and servers that read its format, would 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from torch import Tensor, fx
 
 from ..errors import SiteError
 from ..models.families import HEAD_MODULES
@@ -42,7 +41,7 @@ def save_adapter(model: DeployedModel, folder: str | Path, *, overwrite: bool = 
         ArtifactError: the folder exists and overwrite is False.
     """
     graph = model.graph_module
-    sites = _plain_sites(model, graph)
+    sites = plain_sites(model)
     settings = next(iter(model.methods.values()))
     beside = _trained_beside(model, sites)
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
@@ -50,12 +49,13 @@ def save_adapter(model: DeployedModel, folder: str | Path, *, overwrite: bool = 
         return writer.commit(_description(model)).path
 
 
-def _plain_sites(model: DeployedModel, graph: fx.GraphModule) -> tuple[AdapterSite, ...]:
+def plain_sites(model: DeployedModel) -> tuple[AdapterSite, ...]:
     """The adapters, all of them plain.
 
     Raises:
         SiteError: they are not.
     """
+    graph = model.graph_module
     odd = [f"{site.name} ({site.form})" for site in model.sites if site.form not in _PLAIN]
     gates = sorted({type(part).__name__ for part in graph.modules() if isinstance(part, GATE_MODULES)})
     own = sorted({str(node.target) for node in graph.graph.nodes if str(node.target).startswith("gatefx.")})
@@ -93,25 +93,34 @@ def _description(model: DeployedModel) -> dict[str, Any]:
 
 
 def _trained_beside(model: DeployedModel, sites: tuple[AdapterSite, ...]) -> TrainedBeside:
-    """Heads and biases.
+    """Heads and biases."""
+    tensors = dict(model.graph_module.named_parameters())
+    whole, biases = beside_names(model, {site.path for site in sites})
+    return TrainedBeside(*({key: tensors[name] for key, name in names.items()} for names in (whole, biases)))
+
+
+def beside_names(model: DeployedModel, adapted: Set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What was trained beside the adapters, name in PEFT's files → in the graph: (of modules saved whole, of biases).
 
     A head is saved whole even if it was frozen before `optimize`: no base model has it.
+
+    Args:
+        adapted: paths of the layers with an adapter.
     """
     settings = next(iter(model.methods.values()))
     heads = HEAD_MODULES if settings.train_modules is None else settings.train_modules
-    parameters = {name: value for name, value in model.graph_module.named_parameters() if ".lora_" not in name}
-    wholes = {_module(name) for name in parameters if _is_whole(name, heads)}
-    wholes |= {_module(name) for name in model.trained & parameters.keys() if not name.endswith(".bias")}
-    adapted = {site.path for site in sites}
-    whole: dict[str, Tensor] = {}
-    biases: dict[str, Tensor] = {}
-    for name, parameter in parameters.items():
+    names = [name for name, _ in model.graph_module.named_parameters() if ".lora_" not in name]
+    wholes = {_module(name) for name in names if _is_whole(name, heads)}
+    wholes |= {_module(name) for name in model.trained.intersection(names) if not name.endswith(".bias")}
+    whole: dict[str, str] = {}
+    biases: dict[str, str] = {}
+    for name in names:
         path = plain_path(without_wrapper(name))
         if _module(name) in wholes:
-            whole[f"{PEFT_PREFIX}{path}.{_leaf(name)}"] = parameter
+            whole[f"{PEFT_PREFIX}{path}.{_leaf(name)}"] = name
         elif name in model.trained:
-            biases[f"{PEFT_PREFIX}{path}{'.base_layer' if path in adapted else ''}.{_leaf(name)}"] = parameter
-    return TrainedBeside(whole, biases)
+            biases[f"{PEFT_PREFIX}{path}{'.base_layer' if path in adapted else ''}.{_leaf(name)}"] = name
+    return whole, biases
 
 
 def _is_whole(name: str, heads: tuple[str, ...]) -> bool:

@@ -116,19 +116,26 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
     generate: Annotated[
         bool, typer.Option("--generate", help="Write a decoder's prefill and decode, with their cache.")
     ] = False,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(
+            help='A PEFT adapter to swap in per request, as "tweets=FOLDER"; several if repeated. Plain LoRA.'
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write an ONNX folder that ONNX Runtime, transformers and gatefx.load open."""
     with reported(debug):
-        from .compiling import CompileRequest, parse_budgets, run_export
+        from .compiling import CompileRequest, parse_adapters, parse_budgets, run_export
 
+        adapters = parse_adapters(adapter)
         request = CompileRequest(
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        _print_result(run_export(request, opset, generate=generate), request, as_json=as_json)
+        _print_result(run_export(request, opset, generate=generate, adapters=adapters), request, as_json=as_json)
 
 
 @export_app.command("tensorrt")

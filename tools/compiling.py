@@ -79,6 +79,23 @@ def parse_sizes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | Non
     return found or None
 
 
+def parse_adapters(texts: Sequence[str] | None) -> dict[str, Path] | None:
+    """Adapters as a person typed them: "tweets=FOLDER".
+
+    Raises:
+        InputError: no such text, or a name that is given twice.
+    """
+    pairs = [text.partition("=") for text in texts or ()]
+    odd = [f"{name}{equals}{folder}" for name, equals, folder in pairs if not (name and folder)]
+    if odd or len({name for name, _, _ in pairs}) < len(pairs):
+        raise InputError(
+            "Adapters have a name and a folder each.",
+            given=" ".join(odd or texts or ()),
+            expected="for example tweets=out/tweets, every name once",
+        )
+    return {name: Path(folder) for name, _, folder in pairs} or None
+
+
 def parse_budgets(texts: Sequence[str] | None) -> Budgets | None:
     """Budgets as a person typed them: one, or one per method as "ccm=6".
 
@@ -135,8 +152,13 @@ def run_optimize(request: CompileRequest) -> DeployedModel:
     return deployed
 
 
-def run_export(request: CompileRequest, opset: int, *, generate: bool = False) -> DeployedModel:
-    """Deploy the model and write it as an ONNX artifact to `request.out`; with `generate` a decoder's two programs.
+def run_export(
+    request: CompileRequest, opset: int, *, generate: bool = False, adapters: Mapping[str, Path] | None = None
+) -> DeployedModel:
+    """Deploy the model and write it as an ONNX artifact to `request.out`.
+
+    Args:
+        generate, adapters: as of `gatefx.export`.
 
     Raises:
         GatefxError: a request that makes no sense, or a model that cannot be compiled or exported.
@@ -146,7 +168,8 @@ def run_export(request: CompileRequest, opset: int, *, generate: bool = False) -
 
     with stages.stage("lowering to ONNX"), _quiet():
         export(
-            deployed, request.out, tokenizer=tokenizer, opset=opset, generate=generate, overwrite=request.overwrite
+            deployed, request.out, tokenizer=tokenizer, opset=opset, generate=generate, adapters=adapters,
+            overwrite=request.overwrite,
         )  # fmt: skip
     return deployed
 

@@ -13,6 +13,7 @@ from ..artifact import Artifact
 from ..native.library import NativeStatus
 from .budget import BudgetTable, by_method
 from .inputs import feed
+from .onnxruntime_adapters import Adapters
 from .onnxruntime_start import start
 from .protocol import TensorSpec
 from .recovery import RecoveryRule
@@ -38,7 +39,9 @@ _TYPES: dict[str, np.dtype[Any]] = {
 class OnnxSession:
     """An artifact folder opened in ONNX Runtime; see `protocol.Session`. Make one with `OnnxSession.open`."""
 
-    def __init__(self, session: Any, artifact: Artifact, provider: str, native: NativeStatus) -> None:
+    def __init__(
+        self, session: Any, artifact: Artifact, provider: str, native: NativeStatus, adapters: Adapters | None = None
+    ) -> None:
         self._session = session
         self._artifact = artifact
         self._provider = provider
@@ -50,6 +53,8 @@ class OnnxSession:
         self._recovery = RecoveryRule.from_manifest(artifact.manifest)
         self._recovered = 0
         self._chosen: dict[str, float] = {}
+        self._adapters = Adapters({}) if adapters is None else adapters
+        self._adapter: str | None = None
         missing = {table.initializer for table in self._tables.values()} - {spec.name for spec in self._overridable}
         if missing:
             raise ArtifactError(
@@ -85,7 +90,7 @@ class OnnxSession:
         """
         opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         session, obtained, used = start(opened, MODEL_FILE, provider=provider, threads=threads, native=native)
-        return cls(session, opened, obtained, used)
+        return cls(session, opened, obtained, used, Adapters.of(opened))
 
     @property
     def provider(self) -> str:
@@ -139,21 +144,40 @@ class OnnxSession:
         # A new dict: another thread may be reading the old one.
         self._chosen = {**self._chosen, **by_method(value, self._tables, self.manifest["budget"])}
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that may take the place of the model's own."""
+        return self._adapters.names
+
+    @property
+    def adapter(self) -> str | None:
+        """The adapter in force; None: the model's own. Setting a name that is none of `adapters` raises InputError."""
+        return self._adapter
+
+    @adapter.setter
+    def adapter(self, name: str | None) -> None:
+        if name is not None:
+            self._adapters.check(name)
+        self._adapter = name
+
     def __call__(self, **arrays: Any) -> dict[str, np.ndarray]:
         """Outputs by name; see `run`."""
         return self.run(arrays)
 
     def run(
-        self, arrays: Mapping[str, Any], budget: float | Mapping[str, float] | None = None
+        self,
+        arrays: Mapping[str, Any],
+        budget: float | Mapping[str, float] | None = None,
+        adapter: str | None = None,
     ) -> dict[str, np.ndarray]:
         """Outputs by name.
 
         Args:
             arrays: input name → numpy array, torch CPU tensor or nested list; overridable buffers too.
-            budget: for this call only, instead of `self.budget`.
+            budget: for this call only, instead of `self.budget`; adapter: likewise, instead of `self.adapter`.
 
         Raises:
-            InputError: inputs that are missing, unknown, or do not fit.
+            InputError: inputs that are missing, unknown, or do not fit; no such adapter.
             BudgetError: a budget outside the artifact's table, or one beside its own buffer among `arrays`.
         """
         fed = feed(arrays, self._inputs, self._overridable)
@@ -162,7 +186,8 @@ class OnnxSession:
         given = {} if budget is None else by_method(budget, self._tables, self.manifest["budget"])
         for name, value in {**standing, **given}.items():
             self._feed_budget(fed, self._tables[name], value, explicit=name in given)
-        answers = self._answers(fed)
+        options = self._adapters.options(self._adapter if adapter is None else adapter)
+        answers = self._answers(fed, options)
         if self._recovery is None:
             return answers
         batched = frozenset(spec.name for spec in self._inputs)
@@ -170,9 +195,9 @@ class OnnxSession:
         self._recovered += count
         return answers
 
-    def _answers(self, fed: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _answers(self, fed: dict[str, np.ndarray], options: Any = None) -> dict[str, np.ndarray]:
         try:
-            answers = self._session.run(None, fed)
+            answers = self._session.run(None, fed) if options is None else self._session.run(None, fed, options)
             return {spec.name: answer for spec, answer in zip(self._outputs, answers, strict=True)}
         except Exception as error:
             # What no check of shapes can see, such as a token id beyond the vocabulary. No common base but Exception.

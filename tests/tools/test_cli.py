@@ -20,7 +20,7 @@ COMPILING = {
     "--freeze-static", "--json", "--max-length", "--method", "--overwrite", "--text-column",
 }  # fmt: skip
 OPTIONS = {
-    ("export", "onnx"): COMPILING | {"--opset", "--generate"},
+    ("export", "onnx"): COMPILING | {"--opset", "--generate", "--adapter"},
     ("export", "tensorrt"): COMPILING | {"--check", "--precision", "--size"},
     ("export", "triton"): {
         "--debug",
