@@ -39,7 +39,7 @@ def cluster(options: ServeOptions) -> Iterator[None]:
     if own:
         start_ray()
     else:
-        ray.init()
+        ray.init(log_to_driver=False)
     try:
         if own:
             _check_room(options)
@@ -51,7 +51,8 @@ def cluster(options: ServeOptions) -> Iterator[None]:
 def start_ray(cpus: int | None = None) -> None:
     """A cluster of this machine that ends with this process; `cpus` it has, None for those of the machine.
 
-    Ray gives a node 30 seconds to come up. A busy machine takes longer now and then, so it is tried again.
+    Ray gives a node 30 seconds to come up. A busy machine takes longer now and then, so it is tried again; processes of
+    a failed attempt end with this one, as Ray binds them to it.
 
     Raises:
         GatefxError: it did not come up.

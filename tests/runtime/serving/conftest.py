@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import time
@@ -90,7 +91,8 @@ def cluster() -> Iterator[str]:
 
         from gatefx.runtime.serving.ray_cluster import start_ray
 
-    start_ray(cpus=4)
+        start_ray(cpus=4)
+        gc.collect()  # a node that came up too late is forgotten while it runs, which Python warns about
     serve.start(http_options={"host": "127.0.0.1", "port": PORT})
     yield f"http://127.0.0.1:{PORT}"
     serve.shutdown()
@@ -98,16 +100,19 @@ def cluster() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def metric() -> Callable[[str], float]:
-    """The sum over processes of a metric, once it is above zero at Ray's Prometheus endpoint; else 0 after a minute."""
+def metric() -> Callable[..., float]:
+    """(name, address of a node's metrics, None for this machine's) → the sum over its processes.
 
-    def read(name: str) -> float:
+    Read at Ray's Prometheus endpoint once it is above zero, else 0 after a minute.
+    """
+
+    def read(name: str, address: str | None = None) -> float:
         import ray
 
-        node = ray.nodes()[0]
+        node = ray.nodes()[0] if address is None else {}
+        endpoint = address or f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
         for _ in range(60):
-            address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
-            with urllib.request.urlopen(address, timeout=30) as answer:
+            with urllib.request.urlopen(f"http://{endpoint}/metrics", timeout=30) as answer:
                 rows = [row.rpartition(" ") for row in answer.read().decode().splitlines()]
             found = sum(float(value) for key, _, value in rows if name in key and not key.startswith("#"))
             if found:
