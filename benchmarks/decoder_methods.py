@@ -14,7 +14,6 @@ decode. All artifacts are timed in one process, alternating; figures are medians
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import time
@@ -120,7 +119,7 @@ def base_loss(windows: Tensor) -> list[float]:
 
 
 def score(name: str, out: Path, windows: int) -> None:
-    """Deploy one candidate and judge it; what it generates is kept for `export` to compare with."""
+    """Deploy one candidate and judge it."""
     fast, (_, tokenizer) = deployed(name, out), language_model(print)
     chosen = held_out(tokenizer, windows)
     losses, base = [continuation_loss(fast, ids[None], PROMPT) for ids in chosen], base_loss(chosen)
@@ -132,20 +131,25 @@ def score(name: str, out: Path, windows: int) -> None:
         f"{statistics.mean(gaps):+.3f} ± {error:.3f} | {'; '.join(fast.report.notes)}",
         flush=True,
     )
-    said = gatefx.generate(fast, prompts(chosen), max_new_tokens=GENERATED, stop=()).tokens
-    _folder(out, name).with_suffix(".json").write_text(json.dumps(said.tolist()))
 
 
 def export(name: str, out: Path, windows: int) -> None:
-    """Export one candidate, and hold the artifact's tokens against torch's."""
+    """Export one candidate if that is not done yet, and hold the artifact's tokens against torch's."""
+    folder = _folder(out, name)
+    if folder.is_dir():
+        print(f"{name}: exported before", flush=True)
+        return
     fast, (_, tokenizer) = deployed(name, out), language_model(print)
-    started = time.perf_counter()
-    folder = gatefx.export(fast, _folder(out, name), generate=True, overwrite=True)
-    seconds, session = time.perf_counter() - started, gatefx.load(folder, threads=1)
     given = prompts(held_out(tokenizer, windows))
-    said = gatefx.generate(session, given, max_new_tokens=GENERATED, stop=()).tokens
-    same = said.tolist() == json.loads(folder.with_suffix(".json").read_text())
-    print(f"{name}: exported in {seconds:.0f} s; torch's {said.numel()} tokens: {same}", flush=True)
+    wanted = gatefx.generate(fast, given, max_new_tokens=GENERATED, stop=()).tokens
+    started, cpu = time.perf_counter(), time.process_time()
+    gatefx.export(fast, folder, generate=True)
+    seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
+    said = gatefx.generate(gatefx.load(folder, threads=1), given, max_new_tokens=GENERATED, stop=()).tokens
+    same = torch.equal(said, wanted)
+    print(
+        f"{name}: exported in {seconds:.0f} s ({cpu:.0f} s of CPU); torch's {said.numel()} tokens: {same}", flush=True
+    )
 
 
 def prompts(windows: Tensor) -> list[list[int]]:

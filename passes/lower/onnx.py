@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ...errors import CaptureError, GatefxError, InputError, missing_package
 from ...runtime.native.library import native_status
 from ..simplify.fuse_updates import FuseUpdates
+from .direct_program import direct
 from .dynamic_export import export_dynamic, first_line
 from .onnx_attention import attend_on_rows
 from .onnx_names import name_axes, name_nodes
@@ -64,7 +65,7 @@ def lower_to_onnx(
         GatefxError: an unknown opset, output or buffer name.
     """
     _check_request(graph_module, example, opset)
-    program = export_dynamic(_as_graph(graph_module, example), example)
+    program = direct(export_dynamic(_as_graph(graph_module, example), example))
     order = _output_order(program, output_names)
     model = translate_program(program, opset)
     graph = model.graph
