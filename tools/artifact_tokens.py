@@ -32,7 +32,7 @@ def write_artifact_map(folder: Path, text: str, out: Path) -> None:
         SiteError: as `artifact_heat_rows`; InputError: no tokenizer in the folder, or a model of other inputs.
     """
     artifact = Artifact.open(folder)
-    tokenizer = _tokenizer(artifact)
+    tokenizer = artifact_tokenizer(artifact)
     encoded = tokenizer(text, return_tensors="np", truncation=True)
     inputs = {name: encoded[name] for name in artifact.manifest["inputs"] if name in encoded}
     tokens = tokenizer.convert_ids_to_tokens(encoded["input_ids"][0].tolist())
@@ -84,7 +84,12 @@ def _label(artifact: Artifact, cut: OperatorCall, index: int) -> str:
     return f"kept after layer {int(number) + 1}" if number.isdigit() else f"kept after cut {index + 1}"
 
 
-def _tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
+def artifact_tokenizer(artifact: Artifact) -> PreTrainedTokenizerBase:
+    """The tokenizer that was exported with a model.
+
+    Raises:
+        InputError: none was.
+    """
     # Without its files transformers would make an empty one from the model's config.
     if _TOKENIZER not in artifact.manifest["files"]:
         raise InputError(

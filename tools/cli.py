@@ -267,6 +267,40 @@ def inspect(  # noqa: PLR0913, PLR0917  # every parameter is an option of the co
 
 
 @app.command()
+def generate(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
+    folder: Annotated[
+        Path, typer.Argument(help="A decoder exported with --generate, or its saved gates.", show_default=False)
+    ],
+    prompts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to go on from; - reads standard input.", show_default=False)
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Tokens to generate behind each prompt at most.")] = 64,
+    budget: BudgetText = None,
+    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token, more draws one.")] = 0.0,
+    top_k: Annotated[int | None, typer.Option(help="Draw among so many of the likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability together.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    data: Data = None,
+    base: Base = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Of an exported model's engine.", show_default="the engine's choice")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Go on from prompts, token by token; the text of one prompt appears as it is generated."""
+    with reported(debug):
+        from .compiling import parse_budgets
+        from .generating import GenerateRequest, run_generate
+
+        request = GenerateRequest(
+            folder, tuple(prompts or ()), max_tokens, parse_budgets(budget), temperature, top_k, top_p, seed, data,
+            base, threads,
+        )  # fmt: skip
+        run_generate(request, as_json=as_json)
+
+
+@app.command()
 def demo(
     out: Annotated[
         Path | None, typer.Option(help="Folder to write.", show_default=f"{DEFAULT_DEMO}, or the next free number")

@@ -90,3 +90,41 @@ def gates_folder(tmp_path_factory: pytest.TempPathFactory, base_folder: Path, te
     gated = prepare(model, CCM(rank=8, alpha=16), budget=3, example_inputs=example)
     train(gated, batched * 2, show=False)
     return gated.save_pretrained(tmp_path_factory.mktemp("gates") / "trained")
+
+
+@pytest.fixture(scope="session")
+def decoder_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama with its tokenizer, and a LoRA on it."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import BertTokenizerFast, LlamaConfig, LlamaForCausalLM
+
+    base, adapter = tmp_path_factory.mktemp("decoder"), tmp_path_factory.mktemp("decoder_adapter")
+    (base / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
+    names = ["input_ids", "attention_mask"]
+    BertTokenizerFast(vocab=str(base / "vocab.txt"), model_input_names=names).save_pretrained(base)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48,
+        max_position_embeddings=64, bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(base)
+    model = LlamaForCausalLM.from_pretrained(base)
+    lora = LoraConfig(r=4, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    get_peft_model(model, lora).save_pretrained(adapter)
+    return adapter
+
+
+@pytest.fixture(scope="session")
+def decoder_artifact(
+    gatefx: Callable[..., tuple[int, str, str]],
+    decoder_folder: Path,
+    data_file: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """Prefill and decode of it, every rank kept, as the command exports them."""
+    out = tmp_path_factory.mktemp("decoder_artifact") / "out"
+    options = ("--data", data_file, "--budget", "100%", "--generate")
+    code, _, err = gatefx("export", "onnx", decoder_folder, out, *options)
+    assert (code, err) == (0, "")
+    return out

@@ -44,6 +44,19 @@ OPTIONS = {
         "--text",
         "--text-column",
     },
+    ("generate",): {
+        "--base",
+        "--budget",
+        "--data",
+        "--debug",
+        "--json",
+        "--max-tokens",
+        "--seed",
+        "--temperature",
+        "--threads",
+        "--top-k",
+        "--top-p",
+    },
     ("serve",): {
         "--debug",
         "--drain",
@@ -69,7 +82,16 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_commands_and_flags_are_the_promised_ones() -> None:
     root = typer.main.get_command(app)
-    assert set(root.commands) == {"build-native", "demo", "doctor", "export", "inspect", "optimize", "serve"}
+    assert set(root.commands) == {
+        "build-native",
+        "demo",
+        "doctor",
+        "export",
+        "generate",
+        "inspect",
+        "optimize",
+        "serve",
+    }
     assert set(root.commands["export"].commands) == {"onnx", "tensorrt", "triton"}
     for path, options in OPTIONS.items():
         command = root
