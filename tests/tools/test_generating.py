@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import gatefx as library
+from gatefx.runtime.artifact import ArtifactWriter
+from gatefx.runtime.manifest import DESCRIBED
 from gatefx.tools.cli import app
 
 Command = Callable[..., tuple[int, str, str]]
@@ -55,20 +57,16 @@ def test_several_prompts_and_drawn_tokens(gatefx: Command, decoder_artifact: Pat
     assert (result["prefill"]["tokens"], result["decode"]["calls"]) == (11, 4)
 
 
-def test_a_budget_acts(gatefx: Command, decoder_artifact: Path) -> None:
-    options = ("--max-tokens", 9, "--budget", "25%")
-    code, out, _ = gatefx("generate", decoder_artifact, _PROMPTS[0], *options)
-    assert (code, out.strip()) == (0, said(decoder_artifact, _PROMPTS[:1], max_new_tokens=9, budget=0.25)[0])
-
-
 def test_saved_gates_generate_in_torch(gatefx: Command, decoder_folder: Path, data_file: Path, tmp_path: Path) -> None:
     fitted = tmp_path / "fitted"
     options = ("--method", "tspeft", "--budget", "50%", "--distill-steps", 2)
     code, _, err = gatefx("optimize", decoder_folder, fitted, "--data", data_file, *options)
     assert (code, err) == (0, "")
-    code, out, err = gatefx("generate", fitted, *_PROMPTS, "--max-tokens", 3, "--data", data_file)
+    code, out, err = gatefx("generate", fitted, *_PROMPTS, "--max-tokens", 3, "--budget", "100%", "--data", data_file)
     assert code == 0, err
     assert [line[:4] for line in out.splitlines()] == ["[1] ", "[2] "]
+    code, _, err = gatefx("generate", fitted, _PROMPTS[0], "--budget", "0%", "--data", data_file)
+    assert (code, "budget" in err) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +77,7 @@ def test_saved_gates_generate_in_torch(gatefx: Command, decoder_folder: Path, da
         (("the film", "--max-tokens", 100), "past the model's positions"),
         (("the film", "--top-k", 3), "at temperature 0"),
         (("the film", "--temperature", -1), "temperature is out of range"),
-        (("the film", "--budget", "0%"), "budget"),
+        (("the film", "--budget", "25%"), "budget of this artifact is fixed"),
         (("the film", "--base", "elsewhere"), "no data and no base model"),
     ],
 )
@@ -104,10 +102,8 @@ def test_folders_that_do_not_generate_are_refused(
     assert (code, "decode.onnx" in err) == (2, True)
 
 
-def test_an_exported_model_over_whole_texts_is_refused(
-    gatefx: Command, gates_folder: Path, data_file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    assert gatefx("export", "onnx", gates_folder, out, "--data", data_file)[0] == 0
-    code, _, err = gatefx("generate", out, "the film")
+def test_an_exported_model_over_whole_texts_is_refused(gatefx: Command, tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "out", overwrite=False) as writer:
+        writer.commit({**{field: {} for field in DESCRIBED}, "kind": "model"})
+    code, _, err = gatefx("generate", tmp_path / "out", "the film")
     assert (code, "--generate" in err) == (2, True)
