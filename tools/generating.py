@@ -144,7 +144,7 @@ def _start(request: GenerateRequest, model: Any, ids: Sequence[Sequence[int]]) -
 
     return generate(
         model, ids, max_new_tokens=request.max_tokens, temperature=request.temperature, top_k=request.top_k,
-        top_p=request.top_p, seed=request.seed, budget=request.budget,
+        top_p=request.top_p, seed=request.seed, budget=request.budget,  # type: ignore[arg-type]  # a parsed one holds no None
     )  # fmt: skip
 
 

@@ -53,7 +53,8 @@ class DirectProgram(ExportedProgram):
     ) -> ExportedProgram:
         """Itself if every operator can stay as it is, else the program that torch makes of it."""
         if decomp_table is None or any(_needs_decomposing(node, decomp_table) for node in self.graph.nodes):
-            return super().run_decompositions(decomp_table)
+            decomposed: ExportedProgram = super().run_decompositions(decomp_table)
+            return decomposed
         return self
 
 
