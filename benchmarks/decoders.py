@@ -1,18 +1,21 @@
 """What dropping tokens of prompts costs and saves on a real language model, SmolLM2-135M.
 
     python benchmarks/decoders.py train OUT             # LoRA on a real text, a few minutes
-    python benchmarks/decoders.py quality OUT           # perplexity of continuations: masklora beside other selections
+    python benchmarks/decoders.py quality OUT           # continuations: masklora beside other selections
+    python benchmarks/decoders.py table OUT             # their perplexity
     python benchmarks/decoders.py export OUT            # masklora as an artifact for ONNX Runtime
     python benchmarks/decoders.py time OUT              # prefill, decode and cache of the artifact
 
 The text is CPython's reference (`pydoc_data.topics`): its two longest topics are held out, the others train and
 calibrate. Every selection drops tokens at the same cut, in the same graph, which differs by the priorities alone.
+`quality` goes on where an earlier run was broken off.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
 import pydoc_data.topics
 import statistics
@@ -22,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from decoder_losses import FULL, Losses
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
@@ -161,33 +165,36 @@ def continuation_loss(model: DeployedModel, ids: Tensor, length: int) -> float:
     return float(torch.nn.functional.cross_entropy(logits[0], more[0]))
 
 
+def held_out(tokenizer: Any, length: int, windows: int) -> dict[int, Tensor]:
+    """Number → a prompt and what follows it, (1, length + more), evenly over the held-out topics."""
+    data = torch.cat([rows([text], length + CONTINUATION) for text in texts(tokenizer, held_out=True)])
+    chosen = range(0, len(data), max(1, len(data) // windows))[:windows]
+    return {number: data[number : number + 1] for number in chosen}
+
+
 def quality(out: Path, lengths: Sequence[int], windows: int, only: str) -> None:
-    """Perplexity of continuations, selection by selection, of those whose name holds `only`."""
+    """Losses of continuations, selection by selection, of those whose name holds `only`; those in the file stay."""
     model, tokenizer = tuned(out)
-    fast, first = pruned(model, tokenizer), first_layers(model)
+    fast, first, losses = pruned(model, tokenizer), first_layers(model), Losses(out / "losses.jsonl")
     print(fast.report.notes)
     for length in lengths:
-        data = [rows([text], length + CONTINUATION) for text in texts(tokenizer, held_out=True)]
-        chosen = torch.cat(data)[:: max(1, sum(map(len, data)) // windows)][:windows]
-        losses: dict[tuple[str, float], list[float]] = {}
-        for ids in chosen[:, None]:
-            received, observed = attention_scores(first, ids[:, :length])
-            with fast.at_budget(1.0):
-                losses.setdefault(("full cache", 1.0), []).append(continuation_loss(fast, ids, length))
-            chosen_by = selections(received, observed)
-            for name, priority in ((n, p) for n, p in chosen_by.items() if only in n):
-                for share in SHARES:
-                    with fast.at_budget(share), choosing(fast, priority):
-                        losses.setdefault((name, share), []).append(continuation_loss(fast, ids, length))
-        full = losses["full cache", 1.0]
-        for (name, share), found in losses.items():
-            gaps = [a - b for a, b in zip(found, full, strict=True)]
-            error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else 0.0
-            print(
-                f"| {length} | {name} | {share} | {math.exp(statistics.mean(found)):.2f} | "
-                f"{statistics.mean(gaps):+.3f} ± {error:.3f} |",
-                flush=True,
-            )
+        for number, ids in held_out(tokenizer, length, windows).items():
+            chosen_by = selections(*attention_scores(first, ids[:, :length]))
+            wanted = [(FULL, 1.0), *((name, share) for name in chosen_by if only in name for share in SHARES)]
+            for name, share in wanted:
+                if (length, name, share, number) not in losses.known:
+                    with fast.at_budget(share), choosing(fast, chosen_by.get(name)):
+                        losses.add((length, name, share, number), continuation_loss(fast, ids, length))
+                        print(length, number, name, share, flush=True)
+
+
+def hand_over(out: Path, lengths: Sequence[int], windows: int) -> None:
+    """Write the merged model and the windows for `decoders_kvpress.py`."""
+    model, tokenizer = tuned(out)
+    model.merge_and_unload().save_pretrained(out / "merged")
+    for length in lengths:
+        chosen = {number: ids[0].tolist() for number, ids in held_out(tokenizer, length, windows).items()}
+        (out / f"windows-{length}.json").write_text(json.dumps(chosen))
 
 
 def export(out: Path) -> None:
@@ -231,7 +238,7 @@ def measure(out: Path, lengths: Sequence[int], rounds: int, steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("stage", choices=["train", "quality", "export", "time"])
+    parser.add_argument("stage", choices=["train", "quality", "share", "table", "export", "time"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS))
@@ -245,6 +252,10 @@ def main() -> None:
         train(given.out, given.steps)
     elif given.stage == "quality":
         quality(given.out, given.lengths, given.windows, given.only)
+    elif given.stage == "share":
+        hand_over(given.out, given.lengths, given.windows)
+    elif given.stage == "table":
+        print(Losses(given.out / "losses.jsonl").table())
     elif given.stage == "export":
         export(given.out)
     else:
