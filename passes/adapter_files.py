@@ -17,10 +17,13 @@ from collections.abc import Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from ..errors import SiteError
 from ..models.families import HEAD_MODULES
 from ..models.gate_modules import GATE_MODULES
 from ..runtime.artifact import ArtifactWriter
+from ..runtime.ops import visible_ops  # noqa: F401  # defines torch.ops.gatefx.visible_keys
 from .find.adapters import AdapterSite, find_sites, plain_path
 from .find.thresholds import additive_sites
 from .gated_files import PEFT_PREFIX, TrainedBeside, refuse_stacked, without_wrapper, write_adapter
@@ -58,9 +61,10 @@ def plain_sites(model: DeployedModel) -> tuple[AdapterSite, ...]:
     graph = model.graph_module
     odd = [f"{site.name} ({site.form})" for site in model.sites if site.form not in _PLAIN]
     gates = sorted({type(part).__name__ for part in graph.modules() if isinstance(part, GATE_MODULES)})
-    own = sorted({str(node.target) for node in graph.graph.nodes if str(node.target).startswith("gatefx.")})
+    own = {str(node.target) for node in graph.graph.nodes if str(node.target).startswith("gatefx.")}
+    own -= {str(torch.ops.gatefx.visible_keys.default)}  # what a decoder's mask says anyway
     if odd or gates or own:
-        found = [*odd[:_NAMED], *(["…"] if len(odd) > _NAMED else []), *gates, *own]
+        found = [*odd[:_NAMED], *(["…"] if len(odd) > _NAMED else []), *gates, *sorted(own)]
         raise SiteError(
             "The model is no plain LoRA: it decides at run time, or its adapters were merged.",
             given=", ".join(found),

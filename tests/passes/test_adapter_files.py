@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
 
 import gatefx
 from gatefx.config import AdapterConfig
 from gatefx.errors import ArtifactError, SiteError
 from gatefx.methods import CCM, TSPEFT, GateRA, WeightLoRA
-from gatefx.models.tiny import tiny, tiny_inputs
+from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
 
 BUDGETS: dict[str, tuple[AdapterConfig, float]] = {
@@ -65,6 +69,39 @@ def test_peft_computes_the_same(name: str, tmp_path: Path, tolerance: dict[torch
         f"base_model.model.{path}.lora_A.default" for path in kept
     }
     assert len(kept) == {"weightlora": 6, "every rank": len(fast.sites)}[name]
+
+
+STRANGER = """
+import sys, numpy, torch
+from peft import AutoPeftModelForCausalLM
+model = AutoPeftModelForCausalLM.from_pretrained(sys.argv[1]).eval()
+with torch.no_grad():
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    numpy.save(sys.argv[2], model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.numpy())
+assert not [name for name in sys.modules if name.startswith("gatefx")]
+"""
+
+
+def test_a_process_without_gatefx_computes_the_same_of_a_decoder(tmp_path: Path) -> None:
+    """Ranks and scales that differ by layer, whole layers without an adapter."""
+    tiny_decoder("llama").save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    config = LoraConfig(
+        r=8, lora_alpha=4, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM",
+        rank_pattern={"layers.1.self_attn.q_proj": 3}, alpha_pattern={"down_proj": 9}, init_lora_weights=False,
+    )  # fmt: skip
+    batch = tiny_inputs("llama", 4, 9)
+    model = get_peft_model(base, config).eval()
+    fast = gatefx.optimize(model, WeightLoRA(rank=8), 4, data=[batch], fold=False, progress=False)
+    folder = fast.save_adapter(tmp_path / "adapter")
+    call = [sys.executable, "-c", STRANGER, str(folder), str(tmp_path / "logits.npy")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 11, 12]])
+    found = torch.from_numpy(np.load(tmp_path / "logits.npy"))
+    expected = fast(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert (expected - tiny_decoder("llama")(input_ids=ids).logits).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize(
