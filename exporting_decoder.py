@@ -1,4 +1,7 @@
-"""export(…, generate=True): a deployed decoder → prefill and decode in one artifact folder."""
+"""export(…, generate=True): a deployed decoder → prefill and decode in one artifact folder.
+
+Of an encoder-decoder, `model.onnx` is the encoder and `decode.onnx` the decoder.
+"""
 
 from __future__ import annotations
 
@@ -40,6 +43,7 @@ def write_decoder(
             "positions": facts.positions,
             "stop": list(facts.stop),
             "pad": facts.pad,
+            "start": list(facts.start),
             "groups": list(programs.layout.groups),
         },
     }

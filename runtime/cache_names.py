@@ -6,6 +6,14 @@
     past_mask.{g}               (B, S_g) int64         1 at rows that later tokens may see
     ranks.{router}              (B, S, r) int64        what a router chose for the whole sequence; never changes
 
+An encoder-decoder keeps rows of two kinds: those of its answer's tokens, and those of the encoder, which stay.
+
+    past_cross.{i}.key          (B, H, S, d)           what layer i reads of the encoder's tokens that are kept
+    past_cross.{i}.value        (B, H, S, d)
+    past_cross_mask             (B, S) int64           1 at those that are real
+
+Every row of an answer is seen by all later ones, and stands at its place: these need no positions and no mask.
+
 A prefill leaves out the positions and the mask of group 0, which are its inputs. Answers hold what stands after the new
 tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is a run of layers that keep the same rows:
 one for models whose tokens all stay, one more for every cut.
@@ -16,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 LOGITS = "logits"
+CROSS_MASK = "past_cross_mask"
 _PRESENT = "present"
 
 
@@ -43,6 +52,26 @@ def key_name(layer: int) -> str:
 def value_name(layer: int) -> str:
     """The values of a layer, as an input."""
     return f"past_key_values.{layer}.value"
+
+
+def cross_key_name(layer: int) -> str:
+    """What a layer of an encoder-decoder reads of the encoder, as an input."""
+    return f"past_cross.{layer}.key"
+
+
+def cross_value_name(layer: int) -> str:
+    """Its values, as an input."""
+    return f"past_cross.{layer}.value"
+
+
+def is_cross(name: str) -> bool:
+    """Whether an input holds what is read of an encoder."""
+    return name.startswith("past_cross")
+
+
+def is_states(name: str) -> bool:
+    """Whether an input or answer of the cache holds keys or values."""
+    return name.endswith((".key", ".value"))
 
 
 def positions_name(group: int) -> str:

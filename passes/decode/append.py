@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import fx
-from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, StatelessSymbolicContext
 
 from ...errors import PassError
 from ...models.families import ATTENTION_MASK
@@ -31,13 +29,12 @@ from ..contract import Pass
 from ..find.attention import is_fused
 from ..find.cache_rows import CacheRows
 from ..find.token_rules import Axes, is_view, rank_of, rule_of
-from ..graph.edit import answers_of, copy_value, emit, shape_of, stamp, tensor_value
-from ..graph.signature import Axis, InputSpec, read_axes, signature_of
+from ..graph.edit import answers_of, copy_value, emit, tensor_value
 from ..report import Outcome
+from .cache_inputs import CacheInputs
 from .prefill import positions_input, required_rows
 
 aten = torch.ops.aten
-_EXAMPLE = 5  # rows of a cache, for a symbol that needs a size to start from
 _TOKENS, _LAST = frozenset({2}), frozenset({3})
 
 
@@ -80,10 +77,9 @@ class _Reading:
     ) -> None:
         self.graph_module, self.graph = graph_module, graph_module.graph
         self.layout, self.rows, self.positions, self.origin = layout, rows, positions, origin
-        inputs = {str(node.target): node for node in self.graph.find_nodes(op="placeholder")}
-        self.mask = inputs[ATTENTION_MASK]
-        self.specs: list[InputSpec] = []
-        self.sizes = [self._new_size(group) for group in range(layout.group_count)]
+        known = {str(node.target): node for node in self.graph.find_nodes(op="placeholder")}
+        self.mask = known[ATTENTION_MASK]
+        self.inputs = CacheInputs(graph_module, positions, layout.group_count, origin)
         self.axes = _row_axes(graph_module, rows)
         self.grown: dict[fx.Node, int] = {}
 
@@ -103,32 +99,8 @@ class _Reading:
             cached |= {present_of(positions_name(group)): positions, present_of(mask_name(group)): mask}
         return self._answer(cached)
 
-    def _new_size(self, group: int) -> torch.SymInt:
-        """S of a group: a new symbol."""
-        mode = tensor_value(self.positions).fake_mode  # type: ignore[attr-defined]  # symbolic values are fake
-        context: StatelessSymbolicContext[..., None] = StatelessSymbolicContext(dynamic_sizes=[DimDynamic.DYNAMIC])
-        example = torch.empty(_EXAMPLE + 2 * group)
-        fake = mode.from_tensor(example, source=ConstantSource(f"past_{group}"), symbolic_context=context)
-        size: torch.SymInt = fake.shape[0]
-        return size
-
-    def _past(self, name: str, like: fx.Node, axis: int, group: int) -> fx.Node:
-        """An input shaped like a value of the graph, with S of the group on one axis."""
-        value = tensor_value(like)
-        shape = [*shape_of(like)]
-        shape[axis] = self.sizes[group]
-        with self.graph.inserting_after(self.graph.find_nodes(op="placeholder")[-1]):
-            node = stamp(self.graph.placeholder(name.replace(".", "_")), origin=self.origin, like=like)
-        with value.fake_mode:  # type: ignore[attr-defined]
-            node.meta["val"] = value.new_empty(shape)
-        batch = signature_of(self.graph_module).inputs[0].axes[0]
-        names = {str(self.sizes[number]): f"past_{number}" for number in range(len(self.sizes))}
-        axes = read_axes(node.meta["val"], {}, {str(shape[0]): batch.symbol, **names})
-        self.specs.append(InputSpec(name, value.dtype, _bounded(axes, batch)))
-        return node
-
     def _lengthen(self, name: str, states: fx.Node, group: int) -> fx.Node:
-        past = self._past(name, states, 2, group)
+        past = self.inputs.add(name, states, 2, group)
         users = list(states.users)
         with self.graph.inserting_after(max(states, past)):
             whole = emit(self.graph, aten.cat.default, ([past, states], 2), origin=self.origin, like=states)
@@ -142,7 +114,7 @@ class _Reading:
         """(positions, mask) of a group's rows and the new tokens, (B, S + T)."""
         found = []
         for name, new in ((positions_name(group), self.positions), (mask_name(group), self.mask)):
-            past = self._past(name, new, 1, group)
+            past = self.inputs.add(name, new, 1, group)
             found.append((past, new))
         last = self.graph.find_nodes(op="placeholder")[-1]
         joined = []
@@ -197,16 +169,9 @@ class _Reading:
         answers = {LOGITS: answers_of(self.graph)[LOGITS], **cached}
         self.graph.output_node().args = (answers,)
         self.graph.eliminate_dead_code(is_impure_node=lambda n: n.op in ("placeholder", "output"))
-        signature = signature_of(self.graph_module)
         self.graph_module.meta["cache"] = self.layout
-        self.graph_module.meta["signature"] = replace(
-            signature, inputs=(*signature.inputs, *self.specs), outputs=tuple(answers), answer_type=None
-        )
+        self.inputs.sign(tuple(answers))
         return answers
-
-
-def _bounded(axes: tuple[Axis, ...], batch: Axis) -> tuple[Axis, ...]:
-    return (batch, *axes[1:])
 
 
 def _row_axes(graph_module: fx.GraphModule, rows: Sequence[CacheRows]) -> dict[fx.Node, Axes]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 from ...errors import InputError
-from ...runtime.cache_names import LOGITS
+from ...runtime.cache_names import LOGITS, is_cross, is_states
 from ...runtime.generation.engine import DecoderFacts
 from ...runtime.generation.torch_engine import TorchEngine
 from ...runtime.generation.update_records import UpdateRecords
 from ..deployed import DeployedModel
+from ..find.answer_rows import has_encoder
 from ..graph.edit import answers_of, shape_of
 from ..graph.signature import signature_of
 from .programs import DecoderPrograms
@@ -43,6 +44,7 @@ def engine_of(model: DeployedModel, *, masked: bool = False, records: UpdateReco
         name=f"{model.signature.architecture} {id(model):x}",
         resolved=lambda budget: model.budget if budget is None else model.resolved_budget(budget),  # type: ignore[arg-type]
         at=model.at_budget,
+        blank=lambda rows: _blank(decode, rows),
     )
 
 
@@ -59,8 +61,9 @@ def required_programs(model: DeployedModel) -> DecoderPrograms:
             given=notes[0]
             if notes
             else f"{model.signature.architecture}, inputs {', '.join(model.signature.input_names)}",
-            expected="a decoder of transformers, prepared or optimized with input_ids and attention_mask",
-            remedy="load a causal language model, and pass both inputs as example_inputs or in data",
+            expected="a decoder of transformers, prepared or optimized with input_ids and attention_mask, or an "
+            "encoder-decoder with decoder_input_ids beside them",
+            remedy="load a language model, and pass all of its inputs as example_inputs or in data",
         )
     return model.programs
 
@@ -77,4 +80,33 @@ def facts_of(model: DeployedModel) -> DecoderFacts:
         positions=positions,
         stop=stops,
         pad=pad if isinstance(pad, int) and pad >= 0 else stops[0] if stops else 0,
+        start=_start(model) if has_encoder(model.graph_module) else (),
     )
+
+
+def _start(model: DeployedModel) -> tuple[int, ...]:
+    """What an encoder-decoder's answers start with.
+
+    Raises:
+        InputError: its config does not say.
+    """
+    start = getattr(model.config, "decoder_start_token_id", None)
+    if not isinstance(start, int):
+        raise InputError(
+            "The model's config does not say what answers start with.",
+            given=f"decoder_start_token_id={start!r}",
+            expected="a token",
+            remedy="set model.config.decoder_start_token_id before gatefx.optimize",
+        )
+    return (start,)
+
+
+def _blank(decode: fx.GraphModule, rows: int) -> dict[str, Tensor]:
+    """A cache of so many sequences without a row."""
+    found = {}
+    like = next(decode.parameters())
+    for spec in signature_of(decode).inputs:
+        if is_states(spec.name) and not is_cross(spec.name):
+            sizes = (axis.size if axis.size is not None else 0 for axis in spec.axes[1:])
+            found[spec.name] = like.new_empty(rows, *sizes)
+    return found

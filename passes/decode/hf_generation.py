@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import InputError, missing_package
 from ...runtime.generation.cache import Cache
 from ..deployed import DeployedModel
+from ..find.answer_rows import has_encoder
 from .engine import engine_of
 
 try:
@@ -61,6 +62,13 @@ class TransformersDecoder(nn.Module, GenerationMixin):  # type: ignore[misc]  # 
         super().__init__()
         if model.config is None:
             raise InputError("transformers generates by a model's config.", given="a model without one")
+        if has_encoder(model.graph_module):
+            raise InputError(
+                "transformers' generate is offered for decoders without an encoder.",
+                given=model.signature.architecture,
+                expected="a causal language model",
+                remedy="generate with gatefx.generate(model, input_ids, attention_mask)",
+            )
         self.model = model
         self.engine = engine_of(model)
         self.config = model.config

@@ -5,6 +5,12 @@
     hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ ReadCache ─▶ ShareHeads ─▶ decode
                                                                         every token that is generated stays
 
+An encoder-decoder has its encoder for a prefill, which runs once, and its decoder for a decode:
+
+    hardened ─▶ AnswerRanks ─▶ ExposeEncoder ─────────▶ reference
+                                     └─▶ compact(…) ──▶ prefill         dropped tokens of the source are not read
+    hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ HoldRanks ─▶ ReadAnswer ─▶ decode
+
 Both prefills feed the one decode. Weights that compaction merged are held once: equal ones are shared. Ranks that
 routers chose are answered by the prefills and held by the decode (`ranks.py`).
 """
@@ -22,11 +28,14 @@ from ...runtime.cache_names import CacheLayout
 from ..chain import Chain
 from ..decision import Decision
 from ..find.adapters import Miss
+from ..find.answer_rows import has_encoder
 from ..find.cache_rows import find_cache_rows
 from ..graph.edit import share_parameters
 from ..harden.open_choices import OpenTokenChoices
 from ..methods.method import DeployOptions, Method
+from .answer import ReadAnswer
 from .append import ReadCache
+from .encoder import ExposeEncoder
 from .prefill import ExposeCache
 from .ranks import AnswerRanks, HoldRanks
 from .shared_heads import ShareHeads
@@ -37,7 +46,8 @@ class DecoderPrograms:
     """The graphs that generate.
 
     Attributes:
-        prefill, decode: as `ExposeCache` and `ReadCache` say; reference: the masked prefill that `prefill` must equal.
+        prefill, decode: as `ExposeCache` and `ReadCache` say, of an encoder-decoder `ExposeEncoder` and `ReadAnswer`.
+        reference: the masked prefill that `prefill` must equal.
         layout: which layers keep the same rows.
     """
 
@@ -60,29 +70,51 @@ def decoder_programs(
     Args:
         beside: the compacted graph over whole texts, whose tensors the programs share.
     """
-    if isinstance(find_cache_rows(hardened.graph), Miss):
+    answers = has_encoder(hardened.graph)
+    if not answers and isinstance(find_cache_rows(hardened.graph), Miss):
         return None, ()
+    chains = _encoding if answers else _continuing
     try:
-        return _made(hardened, methods, decisions, options, beside), ()
+        return _finished(*chains(hardened, methods, decisions, options), beside), ()
     except (PassError, SiteError) as error:  # answering whole texts needs none of this
         return None, (f"the model cannot generate here: {error.problem}",)
 
 
-def _made(
-    hardened: Chain,
+def _continuing(
+    hardened: Chain, methods: Mapping[str, Method[Any]], decisions: Mapping[str, Decision], options: DeployOptions
+) -> tuple[Chain, Chain, Chain]:
+    """(prefill, decode, masked prefill) of a decoder."""
+    masked = hardened.then(ExposeCache())
+    layout: CacheLayout = masked.graph.meta["cache"]
+    prefill, opened = _compacted((masked, hardened.then(OpenTokenChoices())), methods, decisions, options)
+    decode = opened.then(ReadCache(layout), ShareHeads(), HoldRanks())
+    return prefill.then(AnswerRanks()), decode, masked.then(AnswerRanks())
+
+
+def _encoding(
+    hardened: Chain, methods: Mapping[str, Method[Any]], decisions: Mapping[str, Decision], options: DeployOptions
+) -> tuple[Chain, Chain, Chain]:
+    """(encoder, decoder, masked encoder) of an encoder-decoder. Ranks are answered before the decoder is dropped."""
+    masked = hardened.then(AnswerRanks(), ExposeEncoder())
+    encoder, opened = _compacted((masked, hardened.then(OpenTokenChoices())), methods, decisions, options)
+    return encoder, opened.then(HoldRanks(), ReadAnswer()), masked
+
+
+def _compacted(
+    chains: tuple[Chain, Chain],
     methods: Mapping[str, Method[Any]],
     decisions: Mapping[str, Decision],
     options: DeployOptions,
-    beside: fx.GraphModule,
-) -> DecoderPrograms:
-    masked = hardened.then(ExposeCache())
-    layout: CacheLayout = masked.graph.meta["cache"]
-    prefill, opened = masked, hardened.then(OpenTokenChoices())
+) -> tuple[Chain, Chain]:
+    """Each chain after every method's compaction."""
+    first, second = chains
     for name, method in methods.items():
-        prefill = method.compact(prefill, decisions[name], options)
-        opened = method.compact(opened, decisions[name], options)
-    decode = opened.then(ReadCache(layout), ShareHeads(), HoldRanks())
-    prefills = [chain.then(AnswerRanks()).graph.eval() for chain in (prefill, masked)]
-    for graph in (prefills[0], decode.graph):
-        share_parameters(beside, graph)
-    return DecoderPrograms(prefills[0], decode.graph.eval(), prefills[1], layout)
+        first, second = (method.compact(chain, decisions[name], options) for chain in (first, second))
+    return first, second
+
+
+def _finished(prefill: Chain, decode: Chain, masked: Chain, beside: fx.GraphModule) -> DecoderPrograms:
+    for chain in (prefill, decode):
+        share_parameters(beside, chain.graph)
+    layout: CacheLayout = decode.graph.meta["cache"]
+    return DecoderPrograms(prefill.graph.eval(), decode.graph.eval(), masked.graph.eval(), layout)

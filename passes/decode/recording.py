@@ -24,6 +24,7 @@ from ...runtime.ops import update_ops  # noqa: F401  # defines the operators tha
 from ...runtime.ops.cpu_updates import tokens_taking
 from ..deployed import DeployedModel
 from ..find.adapters import plain_path
+from ..find.answer_rows import has_encoder
 from ..find.modulations import find_modulated
 from ..find.thresholds import find_thresholded
 from ..graph.signature import signature_of
@@ -93,6 +94,13 @@ def check_recorded(model: DeployedModel) -> None:
             given=f"a model of {', '.join(methods)}",
             expected=f"one of {', '.join(_DECIDING)}",
             remedy="leave records out; ccm holds what it chose on the prompt, see generation.cache",
+        )
+    if has_encoder(model.graph_module):
+        raise InputError(
+            "Decisions of an encoder-decoder are not recorded.",
+            given=model.signature.architecture,
+            expected="a decoder without an encoder",
+            remedy="leave records out",
         )
     if "masklora" in methods:
         raise InputError(

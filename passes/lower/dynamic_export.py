@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import CaptureError
+from ..graph.signature import constant_size
 
 
 def export_dynamic(module: nn.Module, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
@@ -34,7 +35,7 @@ def export_program(
     """
     try:
         with torch.no_grad():
-            return torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(axes), strict=False)
+            program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(axes), strict=False)
     except Exception as error:
         raise CaptureError(
             "The graph cannot be exported for dynamic batch and length.",
@@ -42,6 +43,18 @@ def export_program(
             expected="operators whose sizes follow from the inputs' sizes",
             remedy="See the error above this one for the line of the model that fixes a size or branches on data.",
         ) from error
+    _settle_sizes(program)
+    return program
+
+
+def _settle_sizes(program: torch.export.ExportedProgram) -> None:
+    """Say of inputs' axes that turned out to be constant that they are: torch.onnx looks for plain numbers."""
+    for node in program.graph.find_nodes(op="placeholder"):
+        value = node.meta.get("val")
+        sizes = [(size, constant_size(size)) for size in value.shape] if isinstance(value, Tensor) else []
+        if any(known is not None and size is not known for size, known in sizes):
+            with value.fake_mode:
+                node.meta["val"] = value.new_empty([size if known is None else known for size, known in sizes])
 
 
 def first_line(error: BaseException) -> str:

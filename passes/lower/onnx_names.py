@@ -103,6 +103,8 @@ def rename_axes(model: onnx_ir.Model, axes: Mapping[str, Sequence[str]]) -> None
 
 
 def _called(symbol: str | None, names: Mapping[str, str]) -> str | None:
-    for old in sorted(names, key=len, reverse=True):  # one name may be the beginning of another
-        symbol = symbol.replace(old, names[old]) if symbol is not None else None
-    return symbol
+    """A symbol, or a formula of several, with new names: all at once, for one's new name may be another's old one."""
+    if symbol is None or not names:
+        return symbol
+    longest_first = sorted(names, key=len, reverse=True)  # one name may be the beginning of another
+    return re.sub("|".join(map(re.escape, longest_first)), lambda found: names[found[0]], symbol)

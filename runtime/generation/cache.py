@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ...errors import InputError
+from ..cache_names import is_cross, is_states
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,9 @@ class Cache:
     Attributes:
         entries: the decode graph's input name → the engine's own array: `past_key_values.{i}.key` (B, H, S, d), ….
         owner: which engine made it; budget: at which budget.
-        last: position of each sequence's last token, B of them; rows: S of every layer; bytes: of keys and values.
+        last: position of each sequence's last token, B of them, of an encoder-decoder in its answer.
+        rows: S of every layer, of an encoder-decoder its answer's and then what each layer reads of the encoder.
+        bytes: of keys and values.
     """
 
     entries: Mapping[str, Any]
@@ -47,3 +52,25 @@ class Cache:
             raise InputError(
                 "The cache holds another number of sequences.", given=f"{batch} rows", expected=f"{len(self.last)} rows"
             )
+
+    def check_in_line(self, mask: Tensor) -> None:
+        """Refuse tokens (B, T) that would not stand right behind the cached rows of an encoder-decoder's answer.
+
+        Raises:
+            InputError: padding among the tokens, or a row that ended before the others did.
+        """
+        written = self.rows[0] if self.rows else 0
+        for row, (last, real) in enumerate(zip(self.last, mask.tolist(), strict=True)):
+            if any(real) and (last + 1 != written or not all(real)):
+                raise InputError(
+                    "An encoder-decoder's answers go on together, token by token.",
+                    given=f"row {row} with {last + 1} of {written} tokens so far, and {sum(real)} of {len(real)} more",
+                    expected="rows that all have the same number of tokens, without padding",
+                    remedy="generate with stop=() where a cache is to be gone on from, or pass the source again",
+                )
+
+
+def key_names(names: Iterable[str]) -> list[str]:
+    """Those that hold keys, layer by layer; what is read of an encoder stands last."""
+    keys = [name for name in names if is_states(name) and name.endswith("key")]
+    return sorted(keys, key=lambda name: (is_cross(name), int(name.split(".")[1])))

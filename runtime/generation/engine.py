@@ -18,12 +18,15 @@ class DecoderFacts:
     Attributes:
         vocabulary: V; positions: how many there are, None where nothing limits them.
         stop: tokens after which a sequence is over; pad: what fills the rows of sequences that are.
+        start: of an encoder-decoder, the tokens that its answers start with; else none. The prompt is its source, and
+            answers have positions of their own.
     """
 
     vocabulary: int
     positions: int | None
     stop: tuple[int, ...]
     pad: int
+    start: tuple[int, ...] = ()
 
 
 class Engine(Protocol):
@@ -45,7 +48,7 @@ class Engine(Protocol):
         """
 
     def prefill(self, ids: Tensor, mask: Tensor, budget: object) -> tuple[Tensor, Cache]:
-        """Read whole prompts: ids, mask (B, T) int64."""
+        """Read whole prompts: ids, mask (B, T) int64. An encoder-decoder reads what its answers start with, too."""
 
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """Read further tokens behind a cache: ids, mask (B, T) int64, T is 1 as a rule."""

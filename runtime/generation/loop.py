@@ -124,11 +124,9 @@ def start_generation(
         raise InputError("max_new_tokens counts tokens.", given=repr(max_new_tokens), expected="a positive integer")
     prompt = read_prompt(input_ids, attention_mask, engine.facts)
     wanted = engine.resolved(budget)
-    past = (-1,) * len(prompt.ids)
     if cache is not None:
         cache.check(engine.name, wanted, len(prompt.ids))
-        past = cache.last
-    check_length(prompt, past, max_new_tokens, engine.facts)
+    check_length(prompt, None if cache is None else cache.last, max_new_tokens, engine.facts)
     stops = engine.facts.stop if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
     started = time.perf_counter()
     start = _read(engine, prompt, wanted, cache)

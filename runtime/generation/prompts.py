@@ -70,19 +70,21 @@ def read_prompt(input_ids: Rows, attention_mask: Rows | None, facts: DecoderFact
     return Prompt(ids, mask)
 
 
-def check_length(prompt: Prompt, past: tuple[int, ...], new: int, facts: DecoderFacts) -> None:
+def check_length(prompt: Prompt, past: tuple[int, ...] | None, new: int, facts: DecoderFacts) -> None:
     """Refuse what would leave the model's positions.
 
     Args:
-        past: last position of each row's cache, -1 without one; new: tokens to generate.
+        past: last position of each row's cache, None without one; new: tokens to generate.
 
     Raises:
         InputError: a prompt longer than the positions, or a generation that would be.
     """
     if facts.positions is None:
         return
-    ends = torch.tensor(past) + 1 + prompt.mask.sum(-1)
-    length = int(ends.max())
+    lengths = prompt.mask.sum(-1)
+    if past is not None:
+        lengths = lengths + torch.tensor(past) + 1
+    length = int(lengths.max())
     if length > facts.positions:
         raise InputError(
             "The prompt is longer than the model has positions.",
@@ -90,11 +92,13 @@ def check_length(prompt: Prompt, past: tuple[int, ...], new: int, facts: Decoder
             expected=f"at most {facts.positions}",
             remedy="shorten the prompt; dropping its tokens inside the model does not free positions",
         )
+    if facts.start and past is None:
+        length = len(facts.start)  # an answer has positions of its own
     # The last token that is generated is never read, so it needs no position.
     if length + new - 1 > facts.positions:
         raise InputError(
             "The generation would go past the model's positions.",
-            given=f"{length} tokens of the prompt and max_new_tokens={new}",
+            given=f"{length} tokens in front and max_new_tokens={new}",
             expected=f"max_new_tokens of at most {facts.positions - length + 1}",
         )
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..cache_names import LOGITS, is_present, key_name, mask_name, past_of, positions_name
-from .cache import Cache
+from ..cache_names import CROSS_MASK, LOGITS, is_present, is_states, mask_name, past_of, positions_name
+from .cache import Cache, key_names
 from .engine import DecoderFacts, last_places, last_tokens, places_after
 
 
@@ -20,6 +20,7 @@ class TorchEngine:
         prefill, decode: the modules, each with the names of its inputs, in order.
         facts: what limits the decoder; name: which model it is.
         resolved: a call's budget in the method's unit; at: a context in which such a budget is in force.
+        blank: the cached states of so many sequences before their first token, which an encoder-decoder starts from.
     """
 
     def __init__(
@@ -31,9 +32,11 @@ class TorchEngine:
         name: str,
         resolved: Callable[[object], object],
         at: Callable[[object], Any],
+        blank: Callable[[int], Mapping[str, Tensor]],
     ) -> None:
         self._prefill, self._decode = prefill, decode
         self._facts, self._name, self._resolved, self._at = facts, name, resolved, at
+        self._blank = blank
         self._device = next(decode[0].parameters()).device
 
     @property
@@ -56,17 +59,27 @@ class TorchEngine:
         positions = places_after((-1,) * len(ids), mask)
         with self._at(budget):
             answers = self._run(self._prefill, ids, mask, positions, {})
+        if self._facts.start:
+            return self._begin({CROSS_MASK: mask.to(self._device), **answers}, len(ids), budget)
         given = {positions_name(0): positions.to(self._device), mask_name(0): mask.to(self._device)}
         return self._answer(answers, mask, last_places(positions), budget, given)
 
     @torch.no_grad()
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """As `Engine.decode`."""
+        if self._facts.start:
+            cache.check_in_line(mask)
         positions = places_after(cache.last, mask)
         with self._at(cache.budget):
             answers = self._run(self._decode, ids, mask, positions, cache.entries)
-        held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
-        return self._answer(answers, mask, last_places(positions), cache.budget, held)
+        return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries)
+
+    def _begin(self, encoded: Mapping[str, Tensor], rows: int, budget: object) -> tuple[Tensor, Cache]:
+        """Read the tokens that answers start with, behind an encoder."""
+        known = {past_of(name) if is_present(name) else name: value for name, value in encoded.items()}
+        entries = {**known, **self._blank(rows)}
+        start = torch.tensor([self._facts.start] * rows)
+        return self.decode(start, torch.ones_like(start), Cache(entries, self._name, budget, (-1,) * rows, (), 0))
 
     def _run(
         self,
@@ -77,7 +90,7 @@ class TorchEngine:
         cache: Mapping[str, Tensor],
     ) -> Mapping[str, Tensor]:
         module, names = program
-        new = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        new = {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": mask, "position_ids": positions}
         given = {**{name: tensor.to(self._device) for name, tensor in new.items()}, **cache}
         answers: Mapping[str, Tensor] = module(*(given[name] for name in names))
         return answers
@@ -92,8 +105,7 @@ class TorchEngine:
     ) -> tuple[Tensor, Cache]:
         entries = {past_of(name) if is_present(name) else name: v for name, v in answers.items() if name != LOGITS}
         entries = {**held, **entries}
-        states = [value for name, value in entries.items() if "key_values" in name]
-        rows = tuple(entries[key_name(layer)].shape[2] for layer in range(len(states) // 2))
-        size = sum(value.numel() * value.element_size() for value in states)
+        rows = tuple(entries[name].shape[2] for name in key_names(entries))
+        size = sum(value.numel() * value.element_size() for name, value in entries.items() if is_states(name))
         cache = Cache(entries, self._name, budget, last, rows, size)
         return last_tokens(answers[LOGITS].cpu().float(), mask), cache

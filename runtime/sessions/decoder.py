@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ...errors import ArtifactError, InputError
 from ..artifact import Artifact
-from ..cache_names import LOGITS, is_present, key_name, mask_name, past_of, positions_name
-from ..generation.cache import Cache
+from ..cache_names import CROSS_MASK, LOGITS, is_cross, is_present, is_states, mask_name, past_of, positions_name
+from ..generation.cache import Cache, key_names
 from ..generation.engine import DecoderFacts, last_places, last_tokens, places_after
 from ..native.library import NativeStatus
 from .budget import BudgetTable, by_method
@@ -32,7 +32,8 @@ _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"
 class OnnxDecoder(OnnxSession):
     """An artifact that `export(…, generate=True)` wrote, opened in ONNX Runtime: an engine for `gatefx.generate`.
 
-    As a session it is the prefill alone, and answers with its cache as arrays. Make one with `OnnxDecoder.open`.
+    As a session it is the prefill alone, or the encoder, and answers with its cache as arrays. Make one with
+    `OnnxDecoder.open`.
     """
 
     def __init__(self, session: Any, artifact: Artifact, provider: str, native: NativeStatus, decode: Any) -> None:
@@ -76,15 +77,28 @@ class OnnxDecoder(OnnxSession):
         """As `Engine.prefill`."""
         positions = places_after((-1,) * len(ids), mask)
         answers = self._bound(self._session, _new(ids, mask, positions), {}, budget)
+        if self._facts.start:
+            return self._begin({CROSS_MASK: self._value(mask), **answers}, len(ids), budget)
         given = {positions_name(0): self._value(positions), mask_name(0): self._value(mask)}
         return self._answer(answers, mask, last_places(positions), budget, given)
 
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """As `Engine.decode`."""
+        if self._facts.start:
+            cache.check_in_line(mask)
         positions = places_after(cache.last, mask)
         answers = self._bound(self._decode, _new(ids, mask, positions), cache.entries, cache.budget)
-        held = {name: value for name, value in cache.entries.items() if not name.startswith("past")}
-        return self._answer(answers, mask, last_places(positions), cache.budget, held)
+        return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries)
+
+    def _begin(self, encoded: Mapping[str, Any], rows: int, budget: object) -> tuple[Tensor, Cache]:
+        """Read the tokens that answers start with, behind an encoder."""
+        entries = {past_of(name) if is_present(name) else name: value for name, value in encoded.items()}
+        for node in self._decode.get_inputs():
+            if is_states(node.name) and not is_cross(node.name):
+                _, heads, _, channels = node.shape
+                entries[node.name] = self._value(torch.empty(rows, heads, 0, channels))
+        start = torch.tensor([self._facts.start] * rows)
+        return self.decode(start, torch.ones_like(start), Cache(entries, self.name, budget, (-1,) * rows, (), 0))
 
     def _merged(self, chosen: Mapping[str, float]) -> Any:
         exported = self.manifest["budget"]
@@ -155,15 +169,15 @@ class OnnxDecoder(OnnxSession):
     ) -> tuple[Tensor, Cache]:
         fresh = {past_of(name) if is_present(name) else name: v for name, v in answers.items() if name != LOGITS}
         entries = {**held, **fresh}
-        shapes = {name: tuple(value.shape()) for name, value in entries.items() if "key_values" in name}
-        rows = tuple(shapes[key_name(layer)][2] for layer in range(len(shapes) // 2))
+        shapes = {name: tuple(value.shape()) for name, value in entries.items() if is_states(name)}
+        rows = tuple(shapes[name][2] for name in key_names(shapes))
         size = sum(prod(shape) for shape in shapes.values()) * np.dtype(np.float32).itemsize
         logits = torch.from_numpy(answers[LOGITS].numpy())
         return last_tokens(logits, mask), Cache(entries, self.name, budget, last, rows, size)
 
 
 def _new(ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, np.ndarray]:
-    tensors = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    tensors = {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": mask, "position_ids": positions}
     return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in tensors.items()}
 
 
@@ -175,7 +189,8 @@ def _changeable(budget: object, tables: Mapping[str, BudgetTable]) -> object:
 def _facts(manifest: Mapping[str, Any]) -> DecoderFacts:
     try:
         told = manifest["decoder"]
-        return DecoderFacts(int(told["vocabulary"]), told["positions"], tuple(told["stop"]), int(told["pad"]))
+        start = tuple(told.get("start", ()))  # folders of earlier versions hold decoders alone
+        return DecoderFacts(int(told["vocabulary"]), told["positions"], tuple(told["stop"]), int(told["pad"]), start)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             "The artifact does not say what its decoder takes.",

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from gatefx.models.tiny import tiny_decoder, tiny_inputs
+from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.passes.chain import Chain
+from gatefx.passes.decode.answer import ReadAnswer
 from gatefx.passes.decode.append import ReadCache
+from gatefx.passes.decode.encoder import ExposeEncoder
 from gatefx.passes.decode.prefill import ExposeCache
+from gatefx.passes.decode.ranks import AnswerRanks
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.capture_decoder import token_positions
 from gatefx.passes.graph.signature import signature_of
 from gatefx.passes.harden.freeze import FreezeRegularization
-from gatefx.runtime.cache_names import mask_name, positions_name, present_of
+from gatefx.runtime.cache_names import mask_name, past_of, positions_name, present_of
 
 
 def mixed_layers() -> nn.Module:
@@ -86,5 +91,45 @@ def pairs() -> Callable[[str], tuple[nn.Module, Pair]]:
             model = decoder(family)
             made[family] = (model, pair_of(model))
         return made[family]
+
+    return make
+
+
+@dataclass(frozen=True)
+class Answering:
+    """An encoder-decoder in two graphs, beside the model they came from."""
+
+    model: Any
+    graph: fx.GraphModule
+    encode: fx.GraphModule
+    decode: fx.GraphModule
+
+    @torch.no_grad()
+    def start(self, ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """The cache before the first token of the answers."""
+        found = {past_of(name): value for name, value in self.encode(ids, mask).items()}
+        blank = torch.zeros(len(ids), 4, 0, 8)
+        own = {f"past_key_values.{layer}.{part}": blank for layer in range(2) for part in ("key", "value")}
+        return {"past_cross_mask": mask, **own, **found}
+
+    @torch.no_grad()
+    def go_on(self, tokens: Tensor, cache: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits (B, T, V) of further tokens, and the cache then."""
+        given = {"decoder_input_ids": tokens, **cache}
+        answers = self.decode(*(given[name] for name in signature_of(self.decode).input_names))
+        logits = answers.pop("logits")
+        return logits, {**cache, **{past_of(name): value for name, value in answers.items()}}
+
+
+@pytest.fixture(scope="session")
+def answering() -> Callable[[str], Answering]:
+    """family → its two graphs, made once."""
+
+    @cache
+    def make(family: str) -> Answering:
+        model = tiny(family)
+        frozen = Chain(capture(model, tiny_inputs(family, 3, 9)).graph_module.eval(), True).then(FreezeRegularization())
+        encode = frozen.then(AnswerRanks(), ExposeEncoder()).graph
+        return Answering(model, frozen.graph, encode, frozen.then(ReadAnswer()).graph)
 
     return make
