@@ -98,9 +98,9 @@ def grow(graph_module: fx.GraphModule, grown: Collection[fx.Node]) -> None:
 
 def _infer(node: fx.Node) -> None:
     """The shape that a node has on its operands as they are."""
-    args, kwargs = (fx.node.map_arg(part, lambda operand: operand.meta["val"]) for part in (node.args, node.kwargs))
+    args = fx.node.map_arg(node.args, lambda operand: operand.meta["val"])
     with tensor_value(node).fake_mode:  # type: ignore[attr-defined]  # symbolic values are fake
-        node.meta["val"] = node.target(*args, **kwargs)  # type: ignore[operator]  # an operator
+        node.meta["val"] = node.target(*args, **node.kwargs)  # type: ignore[operator]  # an operator; its options are plain
 
 
 def _is_of_keys(arange: fx.Node, length: object) -> bool:

@@ -68,7 +68,8 @@ def find_answer_rows(graph_module: fx.GraphModule) -> AnswerRows | Miss:
     if sorted(given) != sorted(_NAMES):
         return Miss("model", f"its inputs are {', '.join(given)}, not {', '.join(_NAMES)}")
     answered = computed_from(graph_module.graph, inputs[ANSWER_IDS])
-    own, cross = [], []
+    own: list[LayerRows] = []
+    cross: list[LayerRows] = []
     for attention in find_attention(graph_module):
         if attention.query not in answered:
             continue
