@@ -87,8 +87,7 @@ def grow(graph_module: fx.GraphModule, grown: Collection[fx.Node]) -> None:
             source = shape_of(node.all_input_nodes[0])
             front = rank_of(node) - len(source)
             sizes = [
-                -1 if axis >= front and source[axis - front] != 1 else size
-                for axis, size in enumerate(node.args[1])  # type: ignore[arg-type]  # schema: int[]
+                -1 if axis >= front and source[axis - front] != 1 else size for axis, size in enumerate(node.args[1])
             ]
             node.update_arg(1, sizes)
         if node.target is not aten.cat.default:

@@ -145,8 +145,10 @@ class OnnxDecoder(OnnxSession):
     ) -> list[Any]:
         """A call that replaces buffers: binding takes inputs alone."""
         value = onnxruntime_module().OrtValue.ortvalue_from_numpy
-        given = {name: value(array, "cpu", 0) for name, array in fed.items()}
-        given |= {node.name: cache[node.name] for node in session.get_inputs() if node.name not in given}
+        inputs = [node.name for node in session.get_inputs()]
+        known = {*inputs, *(node.name for node in session.get_overridable_initializers())}
+        given = {name: value(array, "cpu", 0) for name, array in fed.items() if name in known}
+        given |= {name: cache[name] for name in inputs if name not in given}
         answers: list[Any] = session.run_with_ort_values(names, given)
         return answers
 
