@@ -332,6 +332,10 @@ def serve(  # noqa: PLR0913, PLR0917  # every parameter is an option of the comm
     longest: Annotated[
         int | None, typer.Option(min=1, help="Tokens of the longest request.", show_default="the model's own limit")
     ] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help='Another exported model for requests that name it, as "legal=FOLDER"; several if repeated.'),
+    ] = None,
     drain: Annotated[float, typer.Option(min=0, help="Seconds that requests in flight have at shutdown.")] = 30.0,
     measure_every: Annotated[
         int, typer.Option(min=0, help="Measure ranks and tokens of one request in so many; 0: none.")
@@ -344,13 +348,14 @@ def serve(  # noqa: PLR0913, PLR0917  # every parameter is an option of the comm
     """Answer requests over HTTP with Ray Serve, in batches, until it is interrupted."""
     with reported(debug):
         from ..runtime.serving.options import ServeOptions
+        from .compiling import parse_adapters
         from .serving import run_serve
 
         options = ServeOptions(
             replicas, max_batch, wait_ms, threads=threads, longest=longest, drain_s=drain, measure_every=measure_every,
             provider=provider,
         )  # fmt: skip
-        run_serve(folder, options, host=host, port=port)
+        run_serve(folder, options, adapters=parse_adapters(adapter), host=host, port=port)
 
 
 @app.command()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from ...errors import GatefxError
-from ..sessions.protocol import Session
+from ..sessions.onnxruntime import OnnxSession
 from .batching import Request, groups, padded, scattered
 from .served_model import ServedModel
 
@@ -16,7 +16,7 @@ Answer = dict[str, np.ndarray] | GatefxError
 
 
 def answers(
-    session: Session, model: ServedModel, requests: Sequence[Request], *, width: int, most: int
+    session: OnnxSession, model: ServedModel, requests: Sequence[Request], *, width: int, most: int
 ) -> tuple[list[Answer], list[float]]:
     """(an answer per request, in order; by batch, the share of its tokens that was padding).
 
@@ -36,7 +36,7 @@ def answers(
     return [found[index] for index in range(len(requests))], shares
 
 
-def _isolated(session: Session, model: ServedModel, batch: Sequence[Request]) -> list[Answer]:
+def _isolated(session: OnnxSession, model: ServedModel, batch: Sequence[Request]) -> list[Answer]:
     try:
         return list(_together(session, model, batch))
     except GatefxError as error:
@@ -45,6 +45,7 @@ def _isolated(session: Session, model: ServedModel, batch: Sequence[Request]) ->
     return [answer for request in batch for answer in _isolated(session, model, [request])]
 
 
-def _together(session: Session, model: ServedModel, batch: Sequence[Request]) -> list[dict[str, np.ndarray]]:
-    found: Mapping[str, np.ndarray] = session.run(padded(batch, model.fill), budget=batch[0].budget)
+def _together(session: OnnxSession, model: ServedModel, batch: Sequence[Request]) -> list[dict[str, np.ndarray]]:
+    alike = batch[0]
+    found = session.run(padded(batch, model.fill), budget=alike.budget, adapter=alike.adapter)
     return scattered(found, batch, model.outputs, model.axis)

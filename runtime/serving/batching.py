@@ -21,10 +21,12 @@ class Request:
     Attributes:
         arrays: input name → (1, T), of one T.
         budget: for this request, of several methods by name; None takes the session's.
+        adapter: the session's adapter that it takes; None takes the model's own.
     """
 
     arrays: Mapping[str, np.ndarray]
     budget: float | Mapping[str, float] | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
         shapes = {name: array.shape for name, array in self.arrays.items()}
@@ -41,14 +43,14 @@ class Request:
     def kind(self) -> tuple[object, ...]:
         """What requests of one batch have in common beside their length."""
         budget = tuple(sorted(self.budget.items())) if isinstance(self.budget, Mapping) else self.budget
-        return budget, tuple(sorted(self.arrays))
+        return budget, self.adapter, tuple(sorted(self.arrays))
 
 
 def groups(requests: Sequence[Request], *, width: int, most: int) -> list[list[int]]:
     """Indices of the requests that run together, each exactly once, in order of arrival within a group.
 
-    Only requests of one budget, of the same inputs and of lengths in one bucket share a batch. Without a mask among
-    the inputs nothing tells padding from tokens, so that only equal lengths do.
+    Only requests of one budget and adapter, of the same inputs and of lengths in one bucket share a batch. Without a
+    mask among the inputs nothing tells padding from tokens, so that only equal lengths do.
 
     Args:
         requests: in order of arrival.

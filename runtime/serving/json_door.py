@@ -1,6 +1,7 @@
 """JSON ↔ requests and answers, and the HTTP status of every error. Knows no server.
 
-A request is `{"inputs": {name: [T numbers]}, "budget": 4}`, budget optional; its answer `{"outputs": {name: [[…]]}}`.
+A request is `{"inputs": {name: [T numbers]}, "budget": 4, "adapter": "legal"}`, the latter two optional; its answer
+`{"outputs": {name: [[…]]}}`.
 An error is `{"error": problem, "given": …, "expected": …, "what_to_do": …, "retriable": false}`.
 """
 
@@ -18,16 +19,16 @@ MOST_BYTES = 16 * 2**20
 """Of one request's body."""
 
 OK, UNFIT, TOO_LARGE, LATER, FAILED = 200, 422, 413, 503, 500
-_FIELDS = ("inputs", "budget")
-_SHAPE = '{"inputs": {name: [numbers]}, "budget": number}, budget optional'
+_FIELDS = ("inputs", "budget", "adapter")
+_SHAPE = '{"inputs": {name: [numbers]}, "budget": number, "adapter": name}, the latter two optional'
 
 
 class TooLargeError(InputError):
     """A body that is not read."""
 
 
-def parsed(body: bytes) -> tuple[Any, Any]:
-    """(inputs, budget) of a request's body; what they hold is checked by `ServedModel.request`.
+def parsed(body: bytes) -> tuple[Any, Any, Any]:
+    """(inputs, budget, adapter) of a request's body; what they hold is checked by `ServedModel.request`.
 
     Raises:
         InputError: no JSON object, NaN or infinities, an unknown field, or no inputs; TooLargeError: see `MOST_BYTES`.
@@ -40,13 +41,6 @@ def parsed(body: bytes) -> tuple[Any, Any]:
         raise InputError("The body is no JSON.", given=str(error), expected=_SHAPE) from error
     if not isinstance(content, dict):
         raise InputError("The body is no JSON object.", given=type(content).__name__, expected=_SHAPE)
-    if "adapter" in content:
-        raise InputError(
-            "The adapter is part of this model's graph: a request cannot choose one.",
-            given=f"adapter={content['adapter']!r}",
-            expected=_SHAPE,
-            remedy="Serve a folder for each adapter.",
-        )
     unknown = [name for name in content if name not in _FIELDS]
     if unknown or "inputs" not in content:
         raise InputError(
@@ -54,7 +48,7 @@ def parsed(body: bytes) -> tuple[Any, Any]:
             given=", ".join(content) or "nothing",
             expected=_SHAPE,
         )
-    return content["inputs"], content.get("budget")
+    return content["inputs"], content.get("budget"), content.get("adapter")
 
 
 def too_large(size: int) -> TooLargeError:

@@ -28,8 +28,8 @@ _DELETING_S = 60
 
 
 @contextmanager
-def cluster(options: ServeOptions) -> Iterator[None]:
-    """Ray with room for the replicas: the cluster that $RAY_ADDRESS names, else one of this process alone.
+def cluster(options: ServeOptions, models: int = 1) -> Iterator[None]:
+    """Ray with room for replicas of so many models: the cluster that $RAY_ADDRESS names, else this process's own.
 
     Raises:
         InputError: more replicas than CPUs, in a cluster that nobody will enlarge; GatefxError: Ray does not start.
@@ -42,7 +42,7 @@ def cluster(options: ServeOptions) -> Iterator[None]:
         ray.init(log_to_driver=False)
     try:
         if own:
-            _check_room(options)
+            _check_room(options, models)
         yield
     finally:
         ray.shutdown()
@@ -108,12 +108,12 @@ def _check_unused() -> None:
         )
 
 
-def _check_room(options: ServeOptions) -> None:
-    there, needed = int(ray.cluster_resources().get("CPU", 0)), options.replicas * options.threads
+def _check_room(options: ServeOptions, models: int) -> None:
+    there, needed = int(ray.cluster_resources().get("CPU", 0)), models * options.replicas * options.threads
     if needed > there:
         raise InputError(
             "There are fewer CPUs than the replicas take.",
-            given=f"{options.replicas} replicas of {options.threads} threads",
+            given=f"{models} models of {options.replicas} replicas of {options.threads} threads",
             expected=f"at most {there} together",
             remedy=f"Ask for fewer replicas or threads, or set {ADDRESS} to a larger cluster.",
         )

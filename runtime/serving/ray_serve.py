@@ -1,6 +1,6 @@
 """An artifact folder as an application of Ray Serve. Beside `ray_cluster.py` the only file that knows Ray.
 
-    client ─HTTP JSON─▶ proxy ─▶ Door ─▶ Model ×replicas (serve.batch ─▶ one session each)
+    client ─HTTP JSON─▶ proxy ─▶ Door ─▶ Model ×replicas (serve.batch ─▶ one session each), a Model for each folder
     handle ─arrays────────────▶ Door ─┘
 
 The door checks requests, so that replicas see only good ones, and sends a request again when its replica dies: answers
@@ -26,6 +26,7 @@ from .options import ServeOptions
 from .process import check_port, stop_signal
 from .ray_cluster import cluster, door
 from .served_model import ServedModel, open_session, served_model
+from .served_models import OWN, ServedModels
 from .spending import Spending
 
 try:
@@ -56,60 +57,84 @@ _DRAIN_CHECK_S = 0.1
 _HEALTH_PERIOD_S = 5.0
 
 
-def build_app(folder: str | Path, options: ServeOptions | None = None) -> Any:
+def build_app(
+    folder: str | Path, options: ServeOptions | None = None, adapters: Mapping[str, str | Path] | None = None
+) -> Any:
     """The application that serves `folder`: `serve.run(build_app("out/"), name="gatefx")`.
 
-    Opens the folder here once, so that one that cannot be served is refused before anything starts.
+    Opens every folder here once, so that one that cannot be served is refused before anything starts.
 
     Args:
         folder: what `gatefx.export` wrote, at this path on every machine of the cluster; options: see `ServeOptions`.
+        adapters: name → another such folder, which answers the requests that name it, with replicas of its own.
 
     Raises:
-        ArtifactError, ProviderError, InputError: as `open_session` and `served_model`.
+        ArtifactError, ProviderError, InputError: as `open_session`, `served_model` and `ServedModels`.
     """
     chosen = options or ServeOptions()
-    place = str(Path(folder).absolute())
-    session = open_session(place, chosen)
-    model = served_model(place, session, chosen)
-    answers(session, model, [model.probe()], width=1, most=1)
-    draining = {"graceful_shutdown_timeout_s": chosen.drain_s, "graceful_shutdown_wait_loop_s": _DRAIN_CHECK_S}
-    replicas = serve.deployment(
-        name="Model",
-        num_replicas=chosen.replicas,
-        max_ongoing_requests=chosen.queued,
-        health_check_period_s=_HEALTH_PERIOD_S,
-        ray_actor_options={"num_cpus": chosen.threads},
-        **draining,
-    )(Model)
+    others = {name: _opened(place, chosen) for name, place in (adapters or {}).items()}
+    models = ServedModels(_opened(folder, chosen), others)
     # The door takes what the replicas hold and no more, so that nothing waits at the door when it closes.
+    held = chosen.queued * chosen.replicas * len(list(models))
     door = serve.deployment(
         name="Door",
-        max_ongoing_requests=chosen.queued * chosen.replicas,
-        max_queued_requests=chosen.queued * chosen.replicas,
+        max_ongoing_requests=held,
+        max_queued_requests=held,
         ray_actor_options={"num_cpus": 0},
-        **draining,
+        **_draining(chosen),
     )(Door)
-    return door.bind(model, replicas.bind(model, chosen))
+    return door.bind(models, {key: _replicas(key, model, chosen) for key, model in models})
+
+
+def _opened(folder: str | Path, options: ServeOptions) -> ServedModel:
+    """What the folder holds, once it has answered something."""
+    place = str(Path(folder).absolute())
+    session = open_session(place, options)
+    model = served_model(place, session, options)
+    answers(session, model, [model.probe()], width=1, most=1)
+    return model
+
+
+def _replicas(key: str, model: ServedModel, options: ServeOptions) -> Any:
+    deployment = serve.deployment(
+        name=f"Model-{key}" if key else "Model",
+        num_replicas=options.replicas,
+        max_ongoing_requests=options.queued,
+        health_check_period_s=_HEALTH_PERIOD_S,
+        ray_actor_options={"num_cpus": options.threads},
+        **_draining(options),
+    )(Model)
+    return deployment.bind(model, options)
+
+
+def _draining(options: ServeOptions) -> dict[str, float]:
+    return {"graceful_shutdown_timeout_s": options.drain_s, "graceful_shutdown_wait_loop_s": _DRAIN_CHECK_S}
 
 
 def serve_folder(
-    folder: str | Path, options: ServeOptions, *, host: str, port: int, ready: Callable[[str], None]
+    folder: str | Path,
+    options: ServeOptions,
+    *,
+    adapters: Mapping[str, str | Path] | None = None,
+    host: str,
+    port: int,
+    ready: Callable[[str], None],
 ) -> None:
     """Serve `folder` until SIGINT or SIGTERM, then answer what is in flight and return.
 
     Joins the cluster that $RAY_ADDRESS names, else starts one on this machine that ends with this call.
 
     Args:
-        host, port: of the HTTP door; ready: is told its address once it answers.
+        adapters: as `build_app`; host, port: of the HTTP door; ready: is told its address once it answers.
 
     Raises:
         InputError: a port that is taken, more replicas than CPUs, or a cluster where Serve runs already.
         GatefxError: Ray does not start. Others as `build_app`.
     """
-    application = build_app(folder, options)
+    application = build_app(folder, options, adapters)
     check_port(host, port)
     opened = door(application, APPLICATION, host=host, port=port, drain_s=options.drain_s)
-    with cluster(options), stop_signal() as stopped, opened:
+    with cluster(options, models=1 + len(adapters or {})), stop_signal() as stopped, opened:
         ready(f"http://{host}:{port}")
         stopped.wait()
 
@@ -177,8 +202,8 @@ class Model:
 class Door:
     """Takes requests over HTTP and from handles, and answers each of them once."""
 
-    def __init__(self, model: ServedModel, replicas: Any) -> None:
-        self._model, self._replicas = model, replicas
+    def __init__(self, models: ServedModels, replicas: Mapping[str, Any]) -> None:
+        self._models, self._replicas = models, replicas
         self._seconds = metrics.Histogram(
             "gatefx_request_seconds", "From the door and back.", boundaries=SECONDS, tag_keys=("outcome",)
         )
@@ -191,22 +216,22 @@ class Door:
         self._again = metrics.Counter("gatefx_sent_again", "Requests whose replica died before it answered.")
 
     async def __call__(self, http: HttpRequest) -> Response:
-        """POST answers a request; GET describes the model, or at /health says that a replica runs it."""
+        """POST answers a request; GET describes the models, or at /health says that they run."""
         try:
             if http.method == "POST":
                 return Response(answered(await self.infer(*parsed(await _body(http)))), OK, media_type=_JSON)
             if http.url.path.rstrip("/").endswith("/health"):
                 return Response(json.dumps(await self.health()), OK, media_type=_JSON)
-            return Response(json.dumps(self._model.described()), OK, media_type=_JSON)
+            return Response(json.dumps(self._models.described()), OK, media_type=_JSON)
         except GatefxError as error:
             status, body = refused(error)
             return Response(body, status, {"retry-after": "1"} if status == LATER else None, media_type=_JSON)
 
-    async def infer(self, arrays: Mapping[str, Any], budget: Any = None) -> dict[str, np.ndarray]:
+    async def infer(self, arrays: Mapping[str, Any], budget: Any = None, adapter: Any = None) -> dict[str, np.ndarray]:
         """Output name → (1, …) of one example: the door for Python handles.
 
         Args:
-            arrays: input name → (T,) or (1, T); budget: as `gatefx.load(folder).run`.
+            arrays: input name → (T,) or (1, T); budget: as `gatefx.load(folder).run`; adapter: whose answer, by name.
 
         Raises:
             InputError, BudgetError: as `ServedModel.request`, or what only running shows.
@@ -214,10 +239,11 @@ class Door:
         """
         started, outcome = time.perf_counter(), "refused"
         try:
-            request = self._model.request(arrays, budget)
-            for method, spent in self._model.spent(request).items():
-                self._budgets.observe(spent, tags={"method": method, "unit": self._model.units[method]})
-            answer: Answer = await self._sent(self._replicas.answer, request)
+            key, request = self._models.request(arrays, budget, adapter)
+            model = self._models.model(key)
+            for method, spent in model.spent(request).items():
+                self._budgets.observe(spent, tags={"method": method, "unit": model.units[method]})
+            answer: Answer = await self._sent(self._replicas[key].answer, request)
             if isinstance(answer, GatefxError):
                 raise answer
             outcome = "answered"
@@ -229,13 +255,13 @@ class Door:
             self._seconds.observe(time.perf_counter() - started, tags={"outcome": outcome})
 
     async def health(self) -> dict[str, str]:
-        """What a replica runs on.
+        """What a replica of the own model runs on, once one of every model has answered.
 
         Raises:
             UnansweredError: none answers.
         """
-        found: dict[str, str] = await self._sent(self._replicas.health)
-        return {"status": "ok", **found}
+        found: dict[str, dict[str, str]] = {key: await self._sent(made.health) for key, made in self._replicas.items()}
+        return {"status": "ok", **found[OWN]}
 
     async def _sent(self, method: Any, *arguments: Any) -> Any:
         """The answer of some replica; a request whose replica dies is sent again."""
@@ -245,7 +271,8 @@ class Door:
                 return await method.remote(*arguments)
             except (RayActorError, DeploymentUnavailableError, BackPressureError) as error:
                 problem = type(error).__name__
-                self._again.inc()
+                if isinstance(error, RayActorError):
+                    self._again.inc()
         raise UnansweredError(
             "No replica answered this request.",
             given=f"{problem}, {_ATTEMPTS} times",

@@ -6,7 +6,7 @@ Read once from the opened artifact; plain data that goes to every process, so th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ class ServedModel:
         axis: the name of the sequence axis.
         exported: the budget of the export; budgets: by method, those that a request may choose.
         units: by method, what its budget counts.
+        adapters: names of those that a request may take instead of the model's own.
         longest: tokens of the longest request; None where nothing limits it.
         fill: input name → the value of padding, where it is not zero.
     """
@@ -49,24 +50,29 @@ class ServedModel:
     exported: Any
     budgets: Mapping[str, BudgetTable]
     units: Mapping[str, str]
+    adapters: tuple[str, ...]
     longest: int | None
     fill: Mapping[str, int]
 
-    def request(self, arrays: Any, budget: Any = None) -> Request:
+    def request(self, arrays: Any, budget: Any = None, adapter: Any = None) -> Request:
         """The request of one caller, checked.
 
         Args:
             arrays: input name → (T,) or (1, T), numpy or lists.
             budget: a number, by method a dict, or None for the one of the export.
+            adapter: one of `adapters`, or None for the model's own.
 
         Raises:
-            InputError: names, types or shapes that do not fit, more than one example, or a text that is too long.
+            InputError: names, types or shapes that do not fit, more than one example, a text that is too long, or no
+                such adapter.
             BudgetError: a fixed budget, or one out of its range.
         """
         if not isinstance(arrays, Mapping):
             raise InputError("Inputs have names.", given=type(arrays).__name__, expected=self._expected())
         fed = feed({name: _one_row(value) for name, value in arrays.items()}, self.inputs)
-        request = Request(fed, None if budget is None else by_method(budget, self.budgets, self.exported))
+        if adapter is not None and adapter not in self.adapters:
+            raise no_such_adapter(adapter, self.adapters)
+        request = Request(fed, None if budget is None else by_method(budget, self.budgets, self.exported), adapter)
         if self.longest is not None and request.length > self.longest:
             raise InputError(
                 "The request is too long.",
@@ -89,6 +95,7 @@ class ServedModel:
             "inputs": {spec.name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for spec in self.inputs},
             "outputs": {spec.name: {"dtype": str(spec.dtype), "shape": list(spec.shape)} for spec in self.outputs},
             "longest": self.longest,
+            "adapters": list(self.adapters),
             "budget": self.exported,
             "budgets": {
                 name: {"least": table.budgets[0], "most": table.budgets[-1], "unit": self.units[name]}
@@ -151,9 +158,20 @@ def served_model(folder: str, session: OnnxSession, options: ServeOptions) -> Se
         axis=axis,
         exported=session.manifest["budget"],
         budgets=BudgetTable.from_manifest(session.manifest),
+        adapters=session.adapters,
         units={name: str(entry.get("unit", "")) for name, entry in entries.items()},
         longest=min(limits, default=None),
         fill={_IDS: pad} if isinstance(pad, int) and any(spec.name == MASK for spec in session.inputs) else {},
+    )
+
+
+def no_such_adapter(name: Any, there: Sequence[str]) -> InputError:
+    """The error for a request that names an adapter which is none of those `there`."""
+    return InputError(
+        "The server has no such adapter.",
+        given=repr(name),
+        expected=f"one of {', '.join(sorted(there))}, or none for the model's own" if there else "no adapter",
+        remedy="GET / lists the adapters.",
     )
 
 

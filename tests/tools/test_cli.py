@@ -58,6 +58,7 @@ OPTIONS = {
         "--top-p",
     },
     ("serve",): {
+        "--adapter",
         "--debug",
         "--drain",
         "--host",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -19,10 +20,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 import gatefx
+from gatefx.methods import CCM
 from gatefx.models.configs.masklora import MaskLoRA
 from gatefx.models.tiny import tiny, tiny_inputs
 
-PORT = 8731
 # Of every Ray that these tests start, and of what they start: no token in the home folder, nothing sent home, and
 # replicas that get as much of a busy machine as the tests that wait for them.
 os.environ |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
@@ -47,6 +48,20 @@ def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of masklora on a small BERT: half of the tokens after its first layer."""
     method = MaskLoRA(keep=((1, 0.5),), floor=0.0)
     return exported(method, None, tmp_path_factory.mktemp("pruned") / "out", forms=None)
+
+
+@pytest.fixture(scope="session")
+def plain_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a small BERT whose adapter decides nothing, with two others of other ranks that requests may name."""
+    root, models = tmp_path_factory.mktemp("plain"), {}
+    for name, rank in (("own", 4), ("higher", 7), ("lower", 2)):
+        torch.manual_seed(rank)
+        config = LoraConfig(r=rank, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+        models[name] = get_peft_model(tiny("bert"), config).eval()
+        models[name].save_pretrained(root / name)
+    data = [tiny_inputs("bert", batch=4, tokens=9)]
+    fast = gatefx.optimize(models["own"], CCM(rank=4), "100%", data=data, fold=False, progress=False)
+    return gatefx.export(fast, root / "out", adapters={name: root / name for name in ("higher", "lower")})
 
 
 @pytest.fixture(scope="session")
@@ -91,10 +106,12 @@ def cluster() -> Iterator[str]:
 
         from gatefx.runtime.serving.ray_cluster import start_ray
 
-        start_ray(cpus=4)
+        start_ray(cpus=6)
         gc.collect()  # a node that came up too late is forgotten while it runs, which Python warns about
-    serve.start(http_options={"host": "127.0.0.1", "port": PORT})
-    yield f"http://127.0.0.1:{PORT}"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    yield f"http://127.0.0.1:{port}"
     serve.shutdown()
     ray.shutdown()
 

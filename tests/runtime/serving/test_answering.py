@@ -61,7 +61,7 @@ def test_the_share_of_padding_is_counted(session: Any, model: ServedModel) -> No
 
 def test_what_nobody_foresaw_is_not_hidden(model: ServedModel, text: Callable[[int], Any]) -> None:
     class Broken:
-        def run(self, arrays: Any, budget: Any = None) -> Any:
+        def run(self, arrays: Any, budget: Any = None, adapter: Any = None) -> Any:
             raise MemoryError
 
     broken: Any = Broken()

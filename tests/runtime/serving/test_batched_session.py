@@ -24,7 +24,7 @@ def check(session: Any, model: ServedModel, requests: list[Request], most: int, 
     assert (len(shares) < len(requests)) == (most > 1)
     for request, answer in zip(requests, found, strict=True):
         assert isinstance(answer, dict)
-        for name, expected in session.run(request.arrays, budget=request.budget).items():
+        for name, expected in session.run(request.arrays, budget=request.budget, adapter=request.adapter).items():
             assert answer[name].shape == expected.shape
             np.testing.assert_allclose(answer[name], expected, atol=atol, rtol=0)
 
@@ -38,6 +38,18 @@ def test_batches_answer_as_the_session_does_alone(
     random = np.random.default_rng(3)
     requests = [model.request(text(seed), float(random.choice([1, 2, 3]))) for seed in range(60)]
     check(session, model, requests, most, 0.0 if most == 1 else tolerance[torch.float32])
+
+
+def test_adapters_of_one_window_do_not_mix(plain_folder: Path, text: Callable[[int], Any], tolerance: Any) -> None:
+    folder = str(plain_folder)
+    session = open_session(folder, ServeOptions())
+    model = served_model(folder, session, ServeOptions())
+    assert model.adapters == ("higher", "lower")
+    names = (None, *model.adapters)
+    requests = [model.request(text(n // 3), None, names[n % 3]) for n in range(60)]
+    check(session, model, requests, 8, tolerance[torch.float32])
+    own, higher, lower = (session.run(text(0), adapter=name)["logits"] for name in names)
+    assert min(np.abs(own - higher).max(), np.abs(own - lower).max(), np.abs(higher - lower).max()) > 1e-3
 
 
 def test_heads_that_look_for_padding_find_it(tmp_path: Path, tolerance: Any) -> None:

@@ -42,6 +42,12 @@ def test_ragged_requests_get_the_answers_they_get_alone() -> None:
     assert sorted(seen) == list(range(200))
 
 
+def test_each_adapter_has_its_batches() -> None:
+    names = [None, "legal", "medical", "legal", None]
+    requests = [Request(_request(np.arange(1, 5)).arrays, 2.0, name) for name in names]
+    assert groups(requests, width=16, most=8) == [[0, 4], [1, 3], [2]]
+
+
 def test_without_a_mask_only_equal_lengths_share_a_batch() -> None:
     requests = [_request(np.arange(1, n), mask=False) for n in (5, 6, 5)]
     assert groups(requests, width=16, most=8) == [[0, 2], [1]]

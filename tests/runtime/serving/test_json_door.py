@@ -11,9 +11,9 @@ from gatefx.errors import ArtifactError, BudgetError, GatefxError, InputError, U
 from gatefx.runtime.serving.json_door import MOST_BYTES, answered, parsed, refused, too_large
 
 
-def test_a_request_is_parted_into_inputs_and_budget() -> None:
-    assert parsed(b'{"inputs": {"input_ids": [1, 2]}, "budget": 4}') == ({"input_ids": [1, 2]}, 4)
-    assert parsed(b'{"inputs": {}}') == ({}, None)
+def test_a_request_is_parted_into_inputs_budget_and_adapter() -> None:
+    assert parsed(b'{"inputs": {"input_ids": [1, 2]}, "budget": 4}') == ({"input_ids": [1, 2]}, 4, None)
+    assert parsed(b'{"inputs": {}, "adapter": "legal"}') == ({}, None, "legal")
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_request_is_parted_into_inputs_and_budget() -> None:
         (b"[1]", "no JSON object"),
         (b"{}", "no inputs"),
         (b'{"inputs": {}, "buget": 3}', "no field 'buget'"),
-        (b'{"inputs": {}, "adapter": "medical"}', "a request cannot choose one"),
+        (b'{"inputs": {}, "adaptor": "medical"}', "no field 'adaptor'"),
     ],
 )
 def test_what_is_no_request_is_refused(body: bytes, said: str) -> None:

@@ -16,6 +16,7 @@ import gatefx
 from gatefx.errors import BudgetError, InputError
 from gatefx.runtime.serving.json_door import MOST_BYTES
 from gatefx.runtime.serving.options import ServeOptions
+from gatefx.runtime.sessions.onnxruntime import OnnxSession
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None,
@@ -161,25 +162,47 @@ def test_metrics_reach_prometheus(handle: Any, text: Text, metric: Callable[[str
         assert metric(name) > 0, name
 
 
-def test_a_second_application_cuts_tokens_and_says_how_many(
-    handle: Any, cluster: str, pruned_folder: Path, text: Text, ask: Ask, tolerance: Any, metric: Callable[[str], float]
+def test_a_second_application_has_adapters_of_both_kinds(
+    handle: Any,
+    cluster: str,
+    plain_folder: Path,
+    pruned_folder: Path,
+    text: Text,
+    ask: Ask,
+    tolerance: Any,
+    metric: Callable[[str], float],
 ) -> None:
-    """Beside the first, in the same cluster, behind the same door."""
+    """Beside the first, behind the same door; one of its adapters cuts tokens and says how many."""
     from ray import serve
 
     from gatefx.runtime.serving.ray_serve import build_app
 
     options = ServeOptions(max_batch=CLIENTS, wait_ms=WINDOW_MS, measure_every=1)
-    serve.run(build_app(pruned_folder, options), name="pruned", route_prefix="/pruned")
-    session = gatefx.load(pruned_folder, threads=1)
-    for first in range(0, 40, CLIENTS):
+    application = build_app(plain_folder, options, {"pruned": pruned_folder})
+    serve.run(application, name="adapters", route_prefix="/adapters")
+    address, plain = f"{cluster}/adapters", gatefx.load(plain_folder, threads=1)
+    assert isinstance(plain, OnnxSession)
+    pruned = gatefx.load(pruned_folder, threads=1)
+    names = (None, "higher", "pruned", "lower")
+
+    def expected(seed: int) -> np.ndarray:
+        name = names[seed % len(names)]
+        answer = pruned.run(text(seed)) if name == "pruned" else plain.run(text(seed), adapter=name)
+        return answer["logits"]
+
+    for first in range(0, 80, CLIENTS):
         seeds = range(first, first + CLIENTS)
-        tasks = [lambda seed=seed: ask(f"{cluster}/pruned", as_json(text(seed))) for seed in seeds]
+        bodies = [as_json(text(seed)) | {"adapter": names[seed % len(names)]} for seed in seeds]
+        tasks = [lambda body=body: ask(address, body) for body in bodies]
         for seed, (status, body) in zip(seeds, together(tasks), strict=True):
             assert status == 200, body
-            expected = session.run(text(seed))["logits"]
-            np.testing.assert_allclose(body["outputs"]["logits"], expected, atol=tolerance[torch.float32], rtol=0)
-    status, body = ask(f"{cluster}/pruned/health")
+            given = body["outputs"]["logits"]
+            np.testing.assert_allclose(given, expected(seed), atol=tolerance[torch.float32], rtol=0)
+    status, body = ask(address, as_json(text(0)) | {"adapter": "legal"})
+    assert (status, body["error"], body["given"]) == (422, "The server has no such adapter.", "'legal'")
+    assert "higher, lower, pruned" in body["expected"]
+    assert ask(address)[1]["adapters"] == ["higher", "lower", "pruned"]
+    status, body = ask(f"{address}/health")
     assert (status, body["status"]) == (200, "ok")
     assert 0.4 < mean(metric, "gatefx_retention") < 0.6
-    serve.delete("pruned")
+    serve.delete("adapters")

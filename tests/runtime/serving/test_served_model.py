@@ -38,6 +38,17 @@ def test_one_example_may_come_with_or_without_its_batch_axis(model: ServedModel,
     }
 
 
+@pytest.mark.parametrize("name", ["legal", "", 3, ["legal"], {"a": 1}, True])
+def test_adapters_that_are_not_there_are_refused(model: ServedModel, name: Any) -> None:
+    with pytest.raises(InputError, match="no such adapter"):
+        model.request(GOOD, adapter=name)
+    there = replace(model, adapters=("medical",))
+    with pytest.raises(InputError, match="one of medical"):
+        there.request(GOOD, adapter=name)
+    assert there.request(GOOD, adapter="medical").adapter == "medical"
+    assert there.described()["adapters"] == ["medical"]
+
+
 @pytest.mark.parametrize(
     ("arrays", "said"),
     [
