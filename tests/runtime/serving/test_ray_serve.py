@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,13 @@ Text = Callable[[int], dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def handle(cluster: str, served_folder: Path) -> Iterator[Any]:
+def handle(cluster: str, served_folder: Path) -> Any:
     from ray import serve
 
     from gatefx.runtime.serving.ray_serve import APPLICATION, build_app
 
     options = ServeOptions(replicas=2, max_batch=CLIENTS, wait_ms=WINDOW_MS, measure_every=3)
-    yield serve.run(build_app(served_folder, options), name=APPLICATION)
-    serve.delete(APPLICATION)
+    return serve.run(build_app(served_folder, options), name=APPLICATION)
 
 
 def as_json(arrays: dict[str, np.ndarray], budget: Any = None) -> dict[str, Any]:
@@ -205,4 +204,3 @@ def test_a_second_application_has_adapters_of_both_kinds(
     status, body = ask(f"{address}/health")
     assert (status, body["status"]) == (200, "ok")
     assert 0.4 < mean(metric, "gatefx_retention") < 0.6
-    serve.delete("adapters")
