@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import InputError, MethodError, ProviderError
 from .exporting_adapters import OpenModel, open_model
-from .exporting_decoder import DECODER, write_decoder
+from .exporting_decoder import DECODER, OPTIMUM, OPTIMUM_DECODER, Generate, check_generate, write_decoder
 from .exporting_tensorrt import TENSORRT, EngineRequest, check_engine_request, write_tensorrt
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
@@ -49,7 +49,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     tokenizer: Any = None,
     opset: int | None = None,
     overwrite: bool = False,
-    generate: bool = False,
+    generate: Generate = False,
     adapters: Mapping[str, DeployedModel | str | Path] | None = None,
     precision: Precision = "fp32",
     sizes: Mapping[str, Sequence[int]] | None = None,
@@ -70,7 +70,8 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         tokenizer: saved beside the model if given; overwrite: replace an artifact that is already there.
         opset: version of standard ONNX, of "onnxruntime" 23 and of "tensorrt" 20 if not given.
         generate: "onnxruntime" only: write a decoder's prefill and decode, with their cache, for
-            `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts.
+            `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts. "optimum": one graph with
+            its cache, that Optimum's `ORTModelForCausalLM` generates with, at the budget in force.
         adapters: "onnxruntime" only, for plain LoRA over one base model: name → folder in PEFT's format, or deployed
             model. Each becomes a file, and `session.run(arrays, adapter=name)` takes it instead of the model's own.
         precision: "tensorrt" only: "fp32", "fp16" or "bf16", of weights and activations; inputs and outputs stay fp32.
@@ -86,25 +87,26 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         MissingDependencyError: no C++ compiler for "aotinductor", no tensorrt-rtx for `check`.
     """
     asked = {
-        "tokenizer": tokenizer is not None, "opset": opset is not None, "generate": generate,
+        "tokenizer": tokenizer is not None, "opset": opset is not None, "generate": generate is not False,
         "adapters": adapters is not None, "precision": precision != "fp32", "sizes": sizes is not None, "check": check,
     }  # fmt: skip
     _check_backend(backend, [option for option, given in asked.items() if given])
     _check_request(model, tokenizer)
+    check_generate(generate)
     if backend == _AOTINDUCTOR:
         return save_aotinductor(model.graph_module, _example(model), Path(folder).absolute(), overwrite=overwrite)
     version = _OPSETS[backend] if opset is None else opset
     engine = EngineRequest(version, precision, sizes, check)
     if backend == TENSORRT:
         check_engine_request(model, engine)
-    opened = open_model(model, adapters, generate=generate)
-    levels = _runtime_buffers(model) if backend == _ONNXRUNTIME else {}
+    opened = open_model(model, adapters, generate=generate is not False)
+    levels = _runtime_buffers(model) if backend == _ONNXRUNTIME and generate != OPTIMUM else {}
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         description = _description(model, levels, backend=backend, opset=version)
         if backend == TENSORRT:
             description |= write_tensorrt(model, writer.path, _example(model), engine)
         elif generate:
-            description |= write_decoder(model, writer.path, levels, opset=version)
+            description |= write_decoder(model, writer.path, levels, opset=version, generate=generate)
         else:
             description |= _write_model(model, writer.path, levels, opened, opset=version)
         if tokenizer is not None:
@@ -218,10 +220,12 @@ def load(
     kind = artifact.manifest.get("kind")
     if kind not in (_KIND, DECODER):
         raise InputError(
-            "The folder holds no exported model.",
+            "The folder holds no model that gatefx runs.",
             given=f"{folder}, kind {kind!r}",
             expected="a folder that gatefx.export wrote",
-            remedy="open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
+            remedy="ORTModelForCausalLM.from_pretrained(folder) opens it; for gatefx export with generate=True"
+            if kind == OPTIMUM_DECODER
+            else "open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
         )
     if artifact.manifest.get("backend") == TENSORRT:
         return _load_engine(artifact, provider, threads=threads, native=native)

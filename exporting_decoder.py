@@ -1,34 +1,55 @@
-"""export(…, generate=True): a deployed decoder → prefill and decode in one artifact folder.
+"""export(…, generate=…): a deployed decoder → prefill and decode in one artifact folder, or one graph for Optimum.
 
 Of an encoder-decoder, `model.onnx` is the encoder and `decode.onnx` the decoder.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from .errors import InputError
 from .passes.decision import RuntimeBudget
 from .passes.decode.engine import facts_of, required_programs
+from .passes.decode.one_graph import ATTENTION_MASK, IDS, POSITIONS, one_graph
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import signature_of
+from .passes.lower.onnx import lower_to_onnx, save_onnx
 from .passes.lower.onnx_decoder import lower_decoder_graph, save_decoder
+from .passes.lower.onnx_names import rename_axes
 
 DECODER = "decoder"
+OPTIMUM: Literal["optimum"] = "optimum"
+OPTIMUM_DECODER = "optimum decoder"
+Generate = bool | Literal["optimum"]
+"""Of `export`: neither, gatefx's own two graphs, or one for Optimum."""
+
+
+def check_generate(generate: object) -> None:
+    """Refuse what is no `Generate`.
+
+    Raises:
+        InputError: as said.
+    """
+    if generate not in (True, False, OPTIMUM):
+        raise InputError("generate= has no such value.", given=repr(generate), expected=f"True, False or {OPTIMUM!r}")
 
 
 def write_decoder(
-    model: DeployedModel, folder: Path, levels: Mapping[str, RuntimeBudget], *, opset: int
+    model: DeployedModel, folder: Path, levels: Mapping[str, RuntimeBudget], *, opset: int, generate: Generate = True
 ) -> dict[str, Any]:
-    """Write both models to `folder`; the manifest's fields that say what they are.
+    """Write both models to `folder`, or the one for Optimum; the manifest's fields that say what they are.
 
     Args:
-        levels: by method, the buffers by which budgets act.
+        levels: by method, the buffers by which budgets act; generate: which of the two.
 
     Raises:
         InputError: the model cannot generate; GatefxError: as `lower_to_onnx`.
     """
+    if generate == OPTIMUM:
+        return _write_for_optimum(model, folder, opset=opset)
     programs = required_programs(model)
     buffers = tuple(runtime.buffer for runtime in levels.values())
     graphs = (programs.prefill, programs.decode)
@@ -46,4 +67,28 @@ def write_decoder(
             "start": list(facts.start),
             "groups": list(programs.layout.groups),
         },
+    }
+
+
+def _write_for_optimum(model: DeployedModel, folder: Path, *, opset: int) -> dict[str, Any]:
+    """Write the one graph that Optimum's `ORTModelForCausalLM` generates with, and its config; the manifest's fields.
+
+    Raises:
+        InputError: the model cannot generate, or keeps more than Optimum does; GatefxError: as `lower_to_onnx`.
+    """
+    found = one_graph(required_programs(model))
+    example = {name: tensor.to(model.device) for name, tensor in found.example.items()}
+    lowered = lower_to_onnx(found.graph_module, example, found.outputs, opset=opset)
+    axes: dict[str, tuple[str, ...]] = dict.fromkeys(example, ("batch", "heads", "past", "width"))
+    axes |= {IDS: ("batch", "sequence"), POSITIONS: ("batch", "sequence"), ATTENTION_MASK: ("batch", "past + sequence")}
+    rename_axes(lowered, axes)
+    save_onnx(lowered, folder)
+    config = copy.deepcopy(model.config)
+    config.architectures, config.use_cache = [model.signature.architecture], True
+    config.save_pretrained(folder)
+    return {
+        "kind": OPTIMUM_DECODER,
+        "inputs": list(example),
+        "outputs": list(found.outputs),
+        "axes": {name: list(names) for name, names in axes.items()},
     }

@@ -116,6 +116,9 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
     generate: Annotated[
         bool, typer.Option("--generate", help="Write a decoder's prefill and decode, with their cache.")
     ] = False,
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Write a decoder's one graph with its cache, as Optimum generates with it.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -127,6 +130,8 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
     debug: Debug = False,
 ) -> None:
     """Write an ONNX folder that ONNX Runtime, transformers and gatefx.load open."""
+    if cache and generate:
+        raise typer.BadParameter("--generate is for gatefx, --cache for Optimum: choose one")
     with reported(debug):
         from .compiling import CompileRequest, parse_adapters, parse_budgets, run_export
 
@@ -135,7 +140,8 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        _print_result(run_export(request, opset, generate=generate, adapters=adapters), request, as_json=as_json)
+        deployed = run_export(request, opset, generate="optimum" if cache else generate, adapters=adapters)
+        _print_result(deployed, request, as_json=as_json)
 
 
 @export_app.command("tensorrt")

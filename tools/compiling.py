@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+    from ..exporting_decoder import Generate
     from ..passes.deployed import DeployedModel
     from ..passes.gated import GatedModel
 
@@ -153,7 +154,7 @@ def run_optimize(request: CompileRequest) -> DeployedModel:
 
 
 def run_export(
-    request: CompileRequest, opset: int, *, generate: bool = False, adapters: Mapping[str, Path] | None = None
+    request: CompileRequest, opset: int, *, generate: Generate = False, adapters: Mapping[str, Path] | None = None
 ) -> DeployedModel:
     """Deploy the model and write it as an ONNX artifact to `request.out`.
 

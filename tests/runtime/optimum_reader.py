@@ -37,9 +37,11 @@ def main(folder: str, inputs: str, answers: str) -> None:
 
 
 def generated(folder: str, given: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Greedy, over a graph of whole texts: it has no cache."""
-    model = ORTModelForCausalLM.from_pretrained(folder, use_cache=False)
-    return model.generate(**given, max_new_tokens=8, do_sample=False, use_cache=False, eos_token_id=None)
+    """Greedy, with a cache where the folder's graph has one."""
+    cached = json.loads((Path(folder) / "gatefx.json").read_text())["kind"] == "optimum decoder"
+    model = ORTModelForCausalLM.from_pretrained(folder, use_cache=cached)
+    assert model.can_use_cache == cached
+    return model.generate(**given, max_new_tokens=8, do_sample=False, use_cache=cached, eos_token_id=None)
 
 
 if __name__ == "__main__":

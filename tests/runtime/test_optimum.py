@@ -22,6 +22,7 @@ from transformers import (
 )
 
 import gatefx
+from gatefx.errors import GatefxError
 from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 
 PYTHON = os.environ.get("GATEFX_OPTIMUM_PYTHON", "")
@@ -87,3 +88,21 @@ def test_optimum_generates_the_same_tokens_without_a_cache(tmp_path: Path) -> No
         tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
     given = {"input_ids": prompt.numpy(), "attention_mask": np.ones((1, 7), dtype=np.int64)}
     np.testing.assert_array_equal(read(folder, given, tmp_path)["tokens"], tokens.numpy())
+
+
+def test_optimum_generates_the_same_tokens_with_its_cache(tmp_path: Path) -> None:
+    data = [tiny_inputs("llama", batch=4, tokens=12, seed=seed) for seed in range(2)]
+    method = gatefx.methods.TSPEFT(rank=4)
+    gated = gatefx.prepare(tiny_decoder("llama"), method, budget=0.5, example_inputs=data[0]).eval()
+    for name, parameter in gated.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.2)
+    fast = gatefx.optimize(gated, data=data, progress=False)
+    folder = gatefx.export(fast, tmp_path / "out", generate="optimum")
+    ids = torch.tensor([[5, 6, 7, 8, 9], [1, 1, 3, 4, 11]])
+    mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    tokens = gatefx.generate(fast, ids, mask, max_new_tokens=8, stop=()).tokens
+    found = read(folder, {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}, tmp_path)
+    np.testing.assert_array_equal(found["tokens"][:, 5:], torch.as_tensor(tokens).numpy())
+    with pytest.raises(GatefxError, match="ORTModelForCausalLM"):
+        gatefx.load(folder)

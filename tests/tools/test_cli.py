@@ -20,7 +20,7 @@ COMPILING = {
     "--freeze-static", "--json", "--max-length", "--method", "--overwrite", "--text-column",
 }  # fmt: skip
 OPTIONS = {
-    ("export", "onnx"): COMPILING | {"--opset", "--generate", "--adapter"},
+    ("export", "onnx"): COMPILING | {"--opset", "--generate", "--adapter", "--cache"},
     ("export", "tensorrt"): COMPILING | {"--check", "--precision", "--size"},
     ("export", "triton"): {
         "--debug",

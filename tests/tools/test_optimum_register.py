@@ -55,6 +55,6 @@ def test_a_peft_adapter_becomes_a_folder(adapter_folder: Path, data_file: Path, 
 def test_options_are_stated(tmp_path: Path) -> None:
     shown = optimum(tmp_path, "--help")
     assert shown.returncode == 0
-    for option in ("--model", "--method", "--budget", "--data", "--opset", "--overwrite"):
+    for option in ("--model", "--method", "--budget", "--data", "--opset", "--cache", "--overwrite"):
         assert option in shown.stdout
     assert optimum(tmp_path, tmp_path / "out").returncode == 2

@@ -27,6 +27,7 @@ class GatefxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # its b
         parser.add_argument("--base", help="Base model, where the adapter names none or another place.")
         parser.add_argument("--distill-steps", help="Optimiser steps where gates have to be fitted.")
         parser.add_argument("--opset", help="Version of standard ONNX.")
+        parser.add_argument("--cache", action="store_true", help="A decoder's one graph with its cache.")
         parser.add_argument("--overwrite", action="store_true", help="Replace what is there.")
         parser.add_argument("output", help="Folder to write.")
 
@@ -47,7 +48,7 @@ class GatefxExportCommand(BaseOptimumCLICommand):  # type: ignore[misc]  # its b
         }
         options = [("--method", value) for value in given.method] + [("--budget", value) for value in given.budget]
         options += [(name, value) for name, value in single.items() if value is not None]
-        switches = ["--overwrite"] if given.overwrite else []
+        switches = [name for name, on in (("--overwrite", given.overwrite), ("--cache", given.cache)) if on]
         return [given.model, given.output, *(part for option in options for part in option), *switches]
 
 
