@@ -10,7 +10,7 @@ import math
 import statistics
 from pathlib import Path
 
-FULL = "full cache"
+FULL, REFERENCE = "full cache", "kvpress"
 Key = tuple[int, str, float, int]
 """Prompt's length, selection, share of the prompt kept, number of the window."""
 
@@ -35,11 +35,12 @@ class Losses:
         self.known[key] = loss
 
     def table(self) -> str:
-        """A row for each length, selection and share: windows, perplexity, gap to the full cache."""
+        """A row for each length, selection and share: windows, perplexity, gap to the same library's full cache."""
         rows = []
         for length, name, share in dict.fromkeys(key[:3] for key in sorted(self.known)):
             found = {key[3]: loss for key, loss in self.known.items() if key[:3] == (length, name, share)}
-            gaps = [loss - self.known[length, FULL, 1.0, window] for window, loss in found.items()]
+            full = f"{REFERENCE} {FULL}" if name.startswith(REFERENCE) else FULL
+            gaps = [loss - self.known[length, full, 1.0, window] for window, loss in found.items()]
             error = statistics.stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) > 1 else math.nan
             rows.append(
                 f"| {length} | {name} | {share} | {len(found)} | {math.exp(statistics.mean(found.values())):.2f} | "

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from decoder_losses import FULL, Losses
+from decoder_losses import FULL, REFERENCE, Losses
 from kvpress import ExpectedAttentionPress, KnormPress, RandomPress, SnapKVPress, StreamingLLMPress
 from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache
@@ -55,13 +55,13 @@ def main() -> None:
     for length in args.lengths:
         windows = json.loads((args.out / f"windows-{length}.json").read_text())
         for number, row in list(windows.items())[: args.windows]:
-            ids, wanted = torch.tensor([row]), [("kvpress full cache", 1.0)]
+            ids, wanted = torch.tensor([row]), [(f"{REFERENCE} {FULL}", 1.0)]
             wanted += [(name, share) for name in PRESSES for share in SHARES]
             for name, share in wanted:
                 if (length, name, share, int(number)) not in losses.known:
                     press = PRESSES[name](1 - share) if name in PRESSES else None
                     losses.add((length, name, share, int(number)), continuation_loss(model, press, ids, length))
-    print("\n".join(row for row in losses.table().splitlines() if "kvpress" in row or FULL in row))
+    print("\n".join(row for row in losses.table().splitlines() if REFERENCE in row))
 
 
 if __name__ == "__main__":
