@@ -24,22 +24,28 @@ template <class Store>
 constexpr int kRowPanels =
     GATEFX_LAYER_PANELS * kPanelVectors<Store> < 8 ? 8 / kPanelVectors<Store> : GATEFX_LAYER_PANELS;
 
-// States by which the weights are asked for ahead. That part of one panel stays in the nearest cache from tile to tile,
-// where asking again only takes the place of products; of several panels it does not.
-constexpr int64_t kAhead = 24;
+// Where a tile reads several panels, which the nearest cache does not hold: states by which it asks for them ahead.
+constexpr int64_t kAhead = 16;
 
 // The states from `first` to before `end` that a tile multiplies. `waiting` holds its sums of the states before.
 template <class Store>
 struct Depth {
   int64_t first, end;
   Real<Store>* waiting;  // (tokens, panels * kPanel)
-  bool fresh;            // no tile has read this part of the panels yet
+};
+
+// What a tile asks for while it multiplies: a line of the next panel in each `steps` states, from `line` on. All tiles
+// together ask for these states of the whole panel, which may come from far: a model's weights fit in no cache.
+template <class Store>
+struct Next {
+  const Real<Store>* line;
+  int64_t steps;
 };
 
 template <int kTokens, int kPanels, class Store>
 GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* const* x, Store* const* out,
                               const Real<Store>* const* u, const Directions<Store>& use, int64_t panel,
-                              const Depth<Store>& depth) {
+                              const Depth<Store>& depth, Next<Store> next) {
   using Value = Real<Store>;
   constexpr int kWidth = kLanes<Value>, kEach = kPanelVectors<Store>, kVectors = kPanels * kEach;
   const int64_t column = panel * kPanel;
@@ -56,19 +62,25 @@ GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* cons
   const Value* weight = layer.panels + panel * apart + depth.first * kPanel;
   const Value* row[kTokens];
   GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) row[t] = x[t];
-  for (int64_t i = depth.first; i < depth.end; ++i) {
+  auto advance = [&](int64_t i) GATEFX_INLINE_LAMBDA {
     Vector<Value> step[kVectors];
     GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) {
       step[v] = load(weight + (v / kEach) * apart + (v % kEach) * kWidth);
       GATEFX_IN_REGISTER(step[v]);
     }
-    if (kPanels > 1 || depth.fresh)
+    if constexpr (GATEFX_LAYER_PANELS > 1) {
       GATEFX_UNROLL for (int p = 0; p < kPanels; ++p) __builtin_prefetch(weight + p * apart + kAhead * kPanel);
+    }
     weight += kPanel;
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
       const Vector<Value> state = splat(row[t][i]);
       GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += state * step[v];
     }
+  };
+  for (int64_t i = depth.first; i < depth.end; next.line += kPanel) {
+    __builtin_prefetch(next.line, 0, 2);
+    const int64_t pause = depth.end - i < next.steps ? depth.end : i + next.steps;
+    for (; i < pause; ++i) advance(i);
   }
   if (depth.first > 0) {
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
@@ -108,12 +120,12 @@ GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* cons
 template <int kTokens, int kPanels, class Store>
 GATEFX_INLINE void last_tokens(const Layer<Store>& layer, const Real<Store>* const* x, Store* const* out,
                                const Real<Store>* const* u, const Directions<Store>& use, int64_t panel,
-                               int64_t count, const Depth<Store>& depth) {
+                               int64_t count, const Depth<Store>& depth, Next<Store> next) {
   if constexpr (kTokens > 0) {
     if (count == kTokens)
-      layer_tile<kTokens, kPanels>(layer, x, out, u, use, panel, depth);
+      layer_tile<kTokens, kPanels>(layer, x, out, u, use, panel, depth, next);
     else
-      last_tokens<kTokens - 1, kPanels>(layer, x, out, u, use, panel, count, depth);
+      last_tokens<kTokens - 1, kPanels>(layer, x, out, u, use, panel, count, depth, next);
   }
 }
 
@@ -125,14 +137,19 @@ void layer_columns(const Layer<Store>& layer, const Block<Store>& block, const D
   for (int64_t begin = 0; begin < block.tokens; begin += kWaitingTokens<Store>) {
     const int64_t left = block.tokens - begin;
     const int64_t end = begin + (left < kWaitingTokens<Store> ? left : kWaitingTokens<Store>);
+    const int64_t tiles = (end - begin + kTokens - 1) / kTokens;
     for (int64_t first = 0; first == 0 || first < layer.d_in; first += kLayerDepth) {
       const int64_t after = layer.d_in - first < kLayerDepth ? layer.d_in : first + kLayerDepth;
+      const int64_t lines = (after - first + tiles - 1) / tiles;
+      const Real<Store>* part = layer.panels + ((panel + kPanels) * layer.d_in + first) * kPanel;
+      const int64_t steps = lines > 0 ? (after - first + lines - 1) / lines : 1;
+      auto depth = [&](int64_t t) { return Depth<Store>{first, after, waiting + (t - begin) * kRow}; };
+      auto next = [&](int64_t t) { return Next<Store>{part + (t - begin) / kTokens * lines * kPanel, steps}; };
       int64_t t = begin;
       for (; t + kTokens <= end; t += kTokens)
-        layer_tile<kTokens, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel,
-                                     Depth<Store>{first, after, waiting + (t - begin) * kRow, t == begin});
-      last_tokens<kTokens - 1, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, end - t,
-                                        Depth<Store>{first, after, waiting + (t - begin) * kRow, t == begin});
+        layer_tile<kTokens, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, depth(t), next(t));
+      last_tokens<kTokens - 1, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, end - t, depth(t),
+                                        next(t));
     }
   }
 }

@@ -65,6 +65,7 @@ inline Tensor answer_of(const Tensor& x, const Tensor& weight) {
 }
 
 // How a layer's work is cut: `blocks` of tokens in each group, and `parts` of its panels where there are few blocks.
+// All blocks of a part come before the next part: its weights, fetched for the first of them, are near for the others.
 struct Cut {
   static constexpr int64_t kEnoughTasks = 8, kPartPanels = 4;
   int64_t tokens, blocks, parts, panels;
@@ -72,7 +73,7 @@ struct Cut {
   Cut(int64_t groups, int64_t tokens_, int64_t d_out)
       : tokens(tokens_), blocks((tokens_ + kTaskTokens - 1) / kTaskTokens), panels(panels_of(d_out)) {
     const int64_t most = (panels + kPartPanels - 1) / kPartPanels, tasks = groups * blocks;
-    parts = tasks >= kEnoughTasks || tasks == 0 ? 1 : (kEnoughTasks + tasks - 1) / tasks;
+    parts = tasks >= kEnoughTasks || tasks == 0 ? 1 : kEnoughTasks;
     if (parts > most) parts = most;
     if (parts < 1) parts = 1;
   }
@@ -117,9 +118,9 @@ auto run_layer_then(const Linear<Store>& call, const Update& update, Parallel&& 
   const Cut cut(1, call.tokens(), call.layer.d_out);
   auto update_block = [&](int64_t block) { update(cut.first_token(block), cut.count(block)); };
   if (auto error = parallel(cut.blocks * cut.parts, [&](int64_t task) {
-        const int64_t block = task / cut.parts, first = cut.first_token(block);
+        const int64_t block = task % cut.blocks, first = cut.first_token(block);
         multiply(call, cut.count(block), [first](int64_t i) { return first + i; }, nullptr, Directions<Store>{},
-                 cut, task % cut.parts);
+                 cut, task / cut.blocks);
         if (cut.parts == 1) update_block(block);
       }))
     return error;
@@ -166,7 +167,7 @@ auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Rea
       return error;
   }
   return parallel(examples * cut.blocks * cut.parts, [&](int64_t task) {
-    const int64_t part = task % cut.parts, block = task / cut.parts % cut.blocks, example = task / cut.parts / cut.blocks;
+    const int64_t block = task % cut.blocks, part = task / cut.blocks % cut.parts, example = task / cut.blocks / cut.parts;
     with_directions(example, [&](const auto& use) {
       if (cut.parts == 1) project(example, block, use);
       const int64_t first = example * tokens + cut.first_token(block);
@@ -199,13 +200,13 @@ auto run_routed_linear(const Linear<Store>& call, const Real<Store>* panels1, co
   const Cut whole(1, tokens, call.layer.d_out), cuts[2] = {Cut(1, counts[0], call.layer.d_out), Cut(1, counts[1], call.layer.d_out)};
   const int64_t blocks = cuts[0].blocks + cuts[1].blocks;
   return parallel(blocks * whole.parts, [&](int64_t task) {
-    const int64_t numbered = task / whole.parts, which = numbered >= cuts[0].blocks;
+    const int64_t numbered = task % blocks, which = numbered >= cuts[0].blocks;
     const int64_t block = which ? numbered - cuts[0].blocks : numbered;
     const int64_t* rows = order + which * counts[0] + cuts[which].first_token(block);
     Linear<Store> own = call;
     if (which) own.layer.panels = panels1;
     multiply(own, cuts[which].count(block), [rows](int64_t i) { return rows[i]; }, nullptr, Directions<Store>{}, whole,
-             task % whole.parts);
+             task / blocks);
   });
 }
 
