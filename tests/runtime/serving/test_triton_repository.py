@@ -49,6 +49,7 @@ def test_native_kernels_go_along_under_the_servers_path(
     fake = SimpleNamespace(
         inputs=session.inputs,
         outputs=session.outputs,
+        adapters=session.adapters,
         manifest=session.manifest,
         native=NativeStatus(True, "", library),
     )
@@ -85,6 +86,7 @@ def test_recovery_needs_the_python_back_end(
     fake = SimpleNamespace(
         inputs=session.inputs,
         outputs=session.outputs,
+        adapters=session.adapters,
         manifest={**session.manifest, "recovery": {"output": "logits", "bound": 0.5, "initializer": "x"}},
         native=session.native,
     )
