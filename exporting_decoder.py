@@ -65,6 +65,7 @@ def write_decoder(
             "stop": list(facts.stop),
             "pad": facts.pad,
             "start": list(facts.start),
+            "chooses": dict(facts.chooses),
             "groups": list(programs.layout.groups),
         },
     }

@@ -32,6 +32,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
     stop: Sequence[int] | int | None = None,
     budget: Budget | Mapping[str, Budget] | None = None,
     cache: Cache | None = None,
+    chunk: int | None = None,
     records: UpdateRecords | None = None,
 ) -> Generation:
     """Read the prompts, and generate token by token.
@@ -47,6 +48,8 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         stop: tokens after which a row is over; None takes the model's own, () none.
         budget: for these prompts, instead of `model.budget`: masklora's share of the prompt, ccm's ranks, ….
         cache: of an earlier generation at the same budget, to go on from with `input_ids` as further tokens.
+        chunk: read the prompt so many tokens a call, which bounds the memory of long ones; None reads it at once. Not
+            where gates choose by the whole prompt: masklora and ccm below their full budget, and encoder-decoders.
         records: an `UpdateRecords` that is told which tokens took which update (tspeft, gatera), apart for prefill and
             decode; of models in torch.
 
@@ -64,6 +67,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         stop=stop,
         budget=budget,
         cache=cache,
+        chunk=chunk,
     )
 
 

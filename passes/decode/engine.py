@@ -16,6 +16,8 @@ from ..graph.signature import signature_of
 from .programs import DecoderPrograms
 from .recording import RecordedProgram, check_recorded
 
+_BY_PROMPT = ("masklora", "ccm")
+
 
 def engine_of(model: DeployedModel, *, masked: bool = False, records: UpdateRecords | None = None) -> TorchEngine:
     """The engine of a model.
@@ -81,6 +83,7 @@ def facts_of(model: DeployedModel) -> DecoderFacts:
         stop=stops,
         pad=pad if isinstance(pad, int) and pad >= 0 else stops[0] if stops else 0,
         start=_start(model) if has_encoder(model.graph_module) else (),
+        chooses={name: decision.limit for name, decision in model.decisions.items() if name in _BY_PROMPT},
     )
 
 

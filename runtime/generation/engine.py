@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -20,6 +21,7 @@ class DecoderFacts:
         stop: tokens after which a sequence is over; pad: what fills the rows of sequences that are.
         start: of an encoder-decoder, the tokens that its answers start with; else none. The prompt is its source, and
             answers have positions of their own.
+        chooses: method that decides by the whole prompt → the budget at which it keeps everything.
     """
 
     vocabulary: int
@@ -27,6 +29,7 @@ class DecoderFacts:
     stop: tuple[int, ...]
     pad: int
     start: tuple[int, ...] = ()
+    chooses: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine(Protocol):

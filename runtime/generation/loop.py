@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from .cache import Cache
+from .chunks import read_chunks
 from .engine import Engine
 from .prompts import Prompt, Rows, check_length, read_prompt
 from .sampling import Sampling, choose
@@ -104,7 +105,7 @@ class Generation(Iterator[Tensor]):
         self.decode = PhaseRecord(tokens, calls, seconds, self._cache.rows, self._cache.bytes)
 
 
-def start_generation(
+def start_generation(  # noqa: PLR0913  # keyword-only: the options of `gatefx.generate`
     engine: Engine,
     input_ids: Rows,
     attention_mask: Rows | None,
@@ -114,11 +115,13 @@ def start_generation(
     stop: Sequence[int] | int | None,
     budget: object,
     cache: Cache | None,
+    chunk: int | None,
 ) -> Generation:
     """Check the prompt, read it, and stand ready for the first token.
 
     Raises:
-        InputError: as `read_prompt`, `check_length` and `Cache.check` say; no positive number of tokens to generate.
+        InputError: as `read_prompt`, `check_length`, `Cache.check` and `read_chunks` say; no positive number of tokens
+            to generate.
     """
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise InputError("max_new_tokens counts tokens.", given=repr(max_new_tokens), expected="a positive integer")
@@ -129,7 +132,7 @@ def start_generation(
     check_length(prompt, None if cache is None else cache.last, max_new_tokens, engine.facts)
     stops = engine.facts.stop if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
     started = time.perf_counter()
-    start = _read(engine, prompt, wanted, cache)
+    start = _read(engine, prompt, wanted, cache) if chunk is None else read_chunks(engine, prompt, wanted, cache, chunk)
     seconds = time.perf_counter() - started
     generation = Generation(engine, start, max_new_tokens, torch.tensor(stops, dtype=torch.int64), sampling)
     generation.prefill = PhaseRecord(int(prompt.mask.sum()), 1, seconds, start[1].rows, start[1].bytes)

@@ -6,6 +6,7 @@ become numpy arrays.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from math import prod
@@ -191,8 +192,14 @@ def _changeable(budget: object, tables: Mapping[str, BudgetTable]) -> object:
 def _facts(manifest: Mapping[str, Any]) -> DecoderFacts:
     try:
         told = manifest["decoder"]
-        start = tuple(told.get("start", ()))  # folders of earlier versions hold decoders alone
-        return DecoderFacts(int(told["vocabulary"]), told["positions"], tuple(told["stop"]), int(told["pad"]), start)
+        return DecoderFacts(
+            int(told["vocabulary"]),
+            told["positions"],
+            tuple(told["stop"]),
+            int(told["pad"]),
+            tuple(told.get("start", ())),  # folders of earlier versions hold decoders alone
+            told.get("chooses", dict.fromkeys(manifest["methods"], math.inf)),  # and do not say who chooses
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
             "The artifact does not say what its decoder takes.",

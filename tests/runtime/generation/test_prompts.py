@@ -62,6 +62,17 @@ def test_positions_limit_prompt_and_generation() -> None:
     check_length(prompt, (100,), 1000, DecoderFacts(10, None, (), 0))
 
 
+def test_an_encoder_decoders_source_and_answer_have_positions_of_their_own() -> None:
+    facts = DecoderFacts(10, 8, (2,), 0, start=(4,))
+    prompt = read_prompt([[3] * 8], None, facts)
+    check_length(prompt, None, 8, facts)
+    with pytest.raises(InputError, match="max_new_tokens of at most 8"):
+        check_length(prompt, None, 9, facts)
+    with pytest.raises(InputError, match="longer than the model has positions"):
+        check_length(read_prompt([[3] * 9], None, facts), None, 1, facts)
+    check_length(read_prompt([[3]], None, facts), (5,), 2, facts)  # one more token of an answer of six
+
+
 def test_places_count_real_tokens_behind_what_was_read() -> None:
     mask = torch.tensor([[0, 1, 1], [1, 1, 0]])
     assert places_after((-1, -1), mask).tolist() == [[0, 0, 1], [0, 1, 1]]
