@@ -115,7 +115,7 @@ def start_generation(  # noqa: PLR0913  # keyword-only: the options of `gatefx.g
     stop: Sequence[int] | int | None,
     budget: object,
     cache: Cache | None,
-    chunk: int | None,
+    chunk: int | None = None,
 ) -> Generation:
     """Check the prompt, read it, and stand ready for the first token.
 
