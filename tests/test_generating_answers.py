@@ -91,13 +91,13 @@ def test_the_exported_models_generate_the_same(deployed: Any, family: str, name:
     session = gatefx.load(tmp_path / "out")
     exported = gatefx.generate(session, ids, mask, max_new_tokens=_NEW, stop=())
     assert torch.equal(exported.tokens, generation.tokens)
+    torch.testing.assert_close(exported.logits, generation.logits, atol=1e-3, rtol=0)  # rounding of ten steps
     if name == "masklora":
         shorter, wanted = (
             gatefx.generate(m, ids, mask, max_new_tokens=3, stop=(), budget=0.3) for m in (session, model)
         )
         assert torch.equal(shorter.tokens, wanted.tokens)
         assert shorter.cache.rows == wanted.cache.rows < generation.cache.rows
-    torch.testing.assert_close(exported.logits, generation.logits, atol=1e-3, rtol=0)  # rounding of ten steps
     assert exported.cache.rows == generation.cache.rows
     assert exported.cache.bytes == generation.cache.bytes
 
