@@ -4,76 +4,44 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from .. import __version__
+from .cli_export import export_app
+from .cli_options import (
+    HELP,
+    Base,
+    BatchSize,
+    BudgetText,
+    Data,
+    Debug,
+    DistillSteps,
+    Fold,
+    Forms,
+    FreezeStatic,
+    Json,
+    MaxLength,
+    Method,
+    Model,
+    Out,
+    Overwrite,
+    TextColumn,
+)
+from .cli_result import print_result
 from .errors_console import reported
 
-if TYPE_CHECKING:
-    from ..passes.deployed import DeployedModel
-    from .compiling import CompileRequest
-
 DEFAULT_DEMO = Path("gatefx-demo")
-_HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
     help="Compiles adapters that decide: gated LoRA, fitted, hardened and lowered to engines.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
-    context_settings=_HELP,
+    context_settings=HELP,
 )
-export_app = typer.Typer(help="Write a model for an engine.", no_args_is_help=True, context_settings=_HELP)
 app.add_typer(export_app, name="export")
-
-Model = Annotated[
-    Path,
-    typer.Argument(help="Folder of trained gates (gated.save_pretrained), or a PEFT LoRA adapter.", show_default=False),
-]
-Out = Annotated[Path, typer.Argument(help="Folder to write.", show_default=False)]
-Method = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="How adapters decide: ccm, masklora, tspeft, gatera, weightlora weightlora+; several if repeated.",
-        show_default="the gates' own, or ccm",
-    ),
-]
-BudgetText = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--budget",
-        help='In the method\'s unit or a share: "6", "0.4", "40%"; of several methods one each: "ccm=6"; '
-        'masklora cuts by FLOPs too: "60%flops".',
-        show_default="the gates' own, or the method's",
-    ),
-]
-Data = Annotated[
-    Path | None,
-    typer.Option(help="Unlabelled texts (.txt, .csv, .tsv, .jsonl): they calibrate the gates, and fit untrained ones."),
-]
-Base = Annotated[str | None, typer.Option(help="Base model, where the adapter names none or another place.")]
-TextColumn = Annotated[str | None, typer.Option(help="Column or field of --data that holds the texts.")]
-MaxLength = Annotated[int, typer.Option(min=3, help="Longest text in tokens; longer ones are cut.")]
-BatchSize = Annotated[int, typer.Option(min=2, help="Texts per batch of --data.")]
-DistillSteps = Annotated[int, typer.Option(min=1, help="Optimiser steps where gates have to be fitted.")]
-Fold = Annotated[
-    bool | None,
-    typer.Option(
-        "--fold/--no-fold", help="Merge ungated adapters into the weights.", show_default="where a gate is static"
-    ),
-]
-FreezeStatic = Annotated[
-    bool, typer.Option("--freeze-static", help="Freeze gates that never vary on --data (approximate).")
-]
-Forms = Annotated[
-    Literal["gathered", "masked"] | None,
-    typer.Option(help="Form of every routed site.", show_default="the cheaper one"),
-]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
 def main() -> None:
@@ -95,126 +63,6 @@ def _root(
     ] = False,
 ) -> None:
     del version  # its callback has printed it
-
-
-@export_app.command("onnx")
-def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
-    model: Model,
-    out: Out,
-    method: Method = None,
-    budget: BudgetText = None,
-    data: Data = None,
-    base: Base = None,
-    text_column: TextColumn = None,
-    max_length: MaxLength = 128,
-    batch_size: BatchSize = 32,
-    distill_steps: DistillSteps = 300,
-    fold: Fold = None,
-    freeze_static: FreezeStatic = False,
-    forms: Forms = None,
-    opset: Annotated[int, typer.Option(help="Version of standard ONNX.")] = 23,
-    generate: Annotated[
-        bool, typer.Option("--generate", help="Write a decoder's prefill and decode, with their cache.")
-    ] = False,
-    cache: Annotated[
-        bool, typer.Option("--cache", help="Write a decoder's one graph with its cache, as Optimum generates with it.")
-    ] = False,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='A PEFT adapter to swap in per request, as "tweets=FOLDER"; several if repeated. Plain LoRA.'
-        ),
-    ] = None,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Write an ONNX folder that ONNX Runtime, transformers and gatefx.load open."""
-    if cache and generate:
-        raise typer.BadParameter("--generate is for gatefx, --cache for Optimum: choose one")
-    with reported(debug):
-        from .compiling import CompileRequest, parse_adapters, parse_budgets, run_export
-
-        adapters = parse_adapters(adapter)
-        request = CompileRequest(
-            model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
-            distill_steps, fold, freeze_static, forms, overwrite,
-        )  # fmt: skip
-        deployed = run_export(request, opset, generate="optimum" if cache else generate, adapters=adapters)
-        _print_result(deployed, request, as_json=as_json)
-
-
-@export_app.command("tensorrt")
-def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
-    model: Model,
-    out: Out,
-    method: Method = None,
-    budget: BudgetText = None,
-    data: Data = None,
-    base: Base = None,
-    text_column: TextColumn = None,
-    max_length: MaxLength = 128,
-    batch_size: BatchSize = 32,
-    distill_steps: DistillSteps = 300,
-    fold: Fold = None,
-    freeze_static: FreezeStatic = False,
-    forms: Forms = None,
-    precision: Annotated[
-        Literal["fp32", "fp16", "bf16"], typer.Option(help="Of weights and activations; inputs and outputs are fp32.")
-    ] = "fp32",
-    size: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='Sizes of an axis to build for, least:usual:most, as "batch=1:8:32"; repeat for others.',
-            show_default="batch=1:8:32 and sequence=1:128:512, within the model's",
-        ),
-    ] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Build the engine once on this CPU by TensorRT for RTX, or fail.")
-    ] = False,
-    overwrite: Overwrite = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Write a folder from which an engine is built where TensorRT and a GPU are; none is needed here."""
-    with reported(debug):
-        from .compiling import CompileRequest, parse_budgets, parse_sizes, run_export_tensorrt
-
-        request = CompileRequest(
-            model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
-            distill_steps, fold, freeze_static, forms, overwrite,
-        )  # fmt: skip
-        deployed = run_export_tensorrt(request, precision=precision, sizes=parse_sizes(size), check=check)
-        _print_result(deployed, request, as_json=as_json)
-
-
-@export_app.command("triton")
-def export_triton(  # noqa: PLR0913, PLR0917  # every parameter is an option of the command
-    folder: Annotated[Path, typer.Argument(help="An exported model.", show_default=False)],
-    out: Annotated[Path, typer.Argument(help="Model repository to add it to.", show_default=False)],
-    name: Annotated[str | None, typer.Option(help="Name of the model there.", show_default="the folder's name")] = None,
-    ragged: Annotated[
-        bool, typer.Option("--ragged", help="Python back end: lengths and budgets may differ within a batch.")
-    ] = False,
-    mount: Annotated[
-        str | None, typer.Option(help="Path of the repository on the server.", show_default="its path here")
-    ] = None,
-    instances: Annotated[int, typer.Option(min=1, help="Copies of the model in the server.")] = 1,
-    max_batch: Annotated[int, typer.Option(min=1, help="Examples that run together at most.")] = 8,
-    wait_ms: Annotated[float, typer.Option(min=0, help="Milliseconds that a request waits for others.")] = 5.0,
-    threads: Annotated[int, typer.Option(min=1, help="Threads of each instance.")] = 1,
-    debug: Debug = False,
-) -> None:
-    """Add an exported model to a model repository of NVIDIA's Triton Inference Server."""
-    with reported(debug):
-        from ..runtime.serving.options import ServeOptions
-        from ..runtime.serving.triton_repository import Repository, write_repository
-        from .console import output
-
-        options = ServeOptions(replicas=instances, max_batch=max_batch, wait_ms=wait_ms, threads=threads)
-        repository = Repository(out, name or folder.resolve().name, mount)
-        written = write_repository(folder, repository, options, ragged=ragged)
-        output().print(f"written: {written}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -244,7 +92,7 @@ def optimize(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        _print_result(run_optimize(request), request, as_json=as_json)
+        print_result(run_optimize(request), request, as_json=as_json)
 
 
 @app.command()
@@ -389,19 +237,6 @@ def build_native(debug: Debug = False) -> None:
         for file in build_native():
             output().print(f"written: {file}", markup=False, soft_wrap=True)
         show_findings(examine(), output())
-
-
-def _print_result(deployed: DeployedModel, request: CompileRequest, *, as_json: bool) -> None:
-    from .compiling import result_of
-    from .console import output
-    from .inspect import show_report
-
-    result = result_of(deployed, request)
-    if as_json:
-        typer.echo(json.dumps(result, indent=2))
-        return
-    show_report(result, output())
-    output().print(f"written: {request.out}", markup=False, soft_wrap=True)
 
 
 if __name__ == "__main__":
