@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import InputError
+from .models.families import ATTENTION_MASK
 from .passes.decision import RuntimeBudget
 from .passes.decode.engine import facts_of, required_programs
-from .passes.decode.one_graph import ATTENTION_MASK, IDS, POSITIONS, one_graph
+from .passes.decode.one_graph import IDS, POSITIONS, one_graph
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import signature_of
 from .passes.lower.onnx import lower_to_onnx, save_onnx
