@@ -153,7 +153,7 @@ def test_a_decoder_that_no_programs_are_made_of_still_deploys_and_says_why(
     def refuse(*_: object) -> None:
         raise PassError("conv_1 stands between a cache and its attention.")
 
-    monkeypatch.setattr("gatefx.passes.decode.programs._made", refuse)
+    monkeypatch.setattr("gatefx.passes.decode.programs._continuing", refuse)
     batch = tiny_inputs("llama", batch=2, tokens=6)
     deployed = gatefx.optimize(adapted_decoder("llama"), "weightlora", 4, data=[batch], progress=False)
     assert deployed(**batch).logits.shape == (2, 6, 100)
