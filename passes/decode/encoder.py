@@ -6,8 +6,7 @@
 
 Run once a source. Rows that hardened gates on tokens dropped are masked: the mask is the attention mask times the
 gates. `CompactTokens` then takes these rows out of every answer. Without gates the mask is the input itself, and no
-answer. Ranks that routers chose for the whole sequence, which
-`AnswerRanks` made answers, stay.
+answer. Ranks that routers chose for the whole sequence, which `AnswerRanks` made answers, stay.
 
 Sound: nothing is computed otherwise; what only the answer's tokens need is left out.
 
