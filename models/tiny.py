@@ -34,7 +34,7 @@ _SAMPLES, _FRAMES = 8, 2
 
 
 #: Decoders of one stack that `tiny_decoder` builds.
-DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen3", "qwen2", "gemma", "gpt2", "gpt_neox", "phi", "opt")
+DECODERS: tuple[str, ...] = ("llama", "mistral", "qwen3", "qwen2", "gemma", "gpt2", "gpt_neox", "phi", "opt", "bloom")
 
 
 def tiny_decoder(family: str, seed: int = 0) -> PreTrainedModel:

@@ -198,6 +198,17 @@ FURTHER_CONFIGS: Mapping[str, _Sizes] = MappingProxyType(
         "qwen2": _DECODER,
         "gemma": _DECODER,
         "phi": _DECODER,
+        "bloom": {
+            "vocab_size": VOCABULARY,
+            "hidden_size": 32,
+            "n_layer": 2,
+            "n_head": 4,
+            "initializer_range": SPREAD,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "use_cache": False,
+        },
         "falcon": {**_ENCODER, "bos_token_id": 1, "eos_token_id": 2, "use_cache": False},
     }
 )

@@ -2,6 +2,7 @@
 
     k, v of layer i (B, H, T, d) ─▶ attention      cat([past_key_values.i.key, k], 2) (B, H, S + T, d) ─▶ attention
     visible_keys(p, p, mask, w)                 →  visible_keys(p, cat([past_positions.g, p]), cat([past_mask.g, …]))
+    slopes · keys (`graph/linear_bias.py`)         slopes · cat([past_positions.g, p])
     logits                                         logits, and every cat as present.…
 
 Sound: an attention reads its keys and values in any order, so those of earlier tokens may stand in front; everything
@@ -27,15 +28,15 @@ from ...models.families import ATTENTION_MASK
 from ...runtime.cache_names import LOGITS, CacheLayout, key_name, mask_name, positions_name, present_of, value_name
 from ..contract import Pass
 from ..find.attention import is_fused
-from ..find.cache_rows import CacheRows
-from ..find.token_rules import Axes, is_view, rank_of, rule_of
+from ..find.cache_rows import CacheRows, key_positions
+from ..find.token_rules import Axes, is_view, rule_of
 from ..graph.edit import answers_of, copy_value, emit, tensor_value
 from ..report import Outcome
 from .cache_inputs import CacheInputs
 from .prefill import positions_input, required_rows
 
 aten = torch.ops.aten
-_TOKENS, _LAST = frozenset({2}), frozenset({3})
+_ROW, _TOKENS, _LAST = frozenset({1}), frozenset({2}), frozenset({3})
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class _Reading:
         known = {str(node.target): node for node in self.graph.find_nodes(op="placeholder")}
         self.mask = known[ATTENTION_MASK]
         self.inputs = CacheInputs(graph_module, positions, layout.group_count, origin)
+        self.key_positions = key_positions(rows)
         self.axes = _row_axes(graph_module, rows)
         self.grown: dict[fx.Node, int] = {}
 
@@ -129,6 +131,9 @@ class _Reading:
         """The mask again, for the rows of a group: `visible_keys` of them, and what is made of its answer."""
         if (mask, group) in made:
             return made[mask, group]
+        if mask in self.key_positions:
+            self.grown[whole[0]] = 1
+            return whole[0]
         if mask in (row.visible for row in self.rows):
             window = mask.args[3]
             with self.graph.inserting_after(max(mask, *whole)):
@@ -137,7 +142,8 @@ class _Reading:
             self.grown[visible] = 3
             made[mask, group] = visible
             return visible
-        sources = {source: self._mask_for(source, group, whole, made) for source in _from_visible(mask)}
+        counting = [source for source in mask.all_input_nodes if source in self.axes]
+        sources = {source: self._mask_for(source, group, whole, made) for source in counting}
         with self.graph.inserting_after(max(mask, *sources.values())):
             made[mask, group] = copy_value(self.graph, mask, sources)
         self.axes[made[mask, group]] = self.axes[mask]
@@ -183,10 +189,11 @@ def _row_axes(graph_module: fx.GraphModule, rows: Sequence[CacheRows]) -> dict[f
     found: dict[fx.Node, Axes] = {}
     for row in rows:
         found |= {row.key: _TOKENS, row.value: _TOKENS, row.visible: _LAST}
+    found |= dict.fromkeys(key_positions(rows), _ROW)
     for node in graph_module.graph.nodes:
         carriers = [source for source in node.all_input_nodes if source in found]
         ends = node.op == "output" or node.target is aten.sym_size.int or is_fused(graph_module, node)
-        if not carriers or ends:
+        if node in found or not carriers or ends:
             continue
         rule = rule_of(node)
         axes = "it is not known" if rule is None else rule(node, carriers[0], found[carriers[0]])
@@ -194,8 +201,3 @@ def _row_axes(graph_module: fx.GraphModule, rows: Sequence[CacheRows]) -> dict[f
             raise PassError(f"{node.name} stands between a cache and its attention: {axes}.")
         found[node] = axes
     return found
-
-
-def _from_visible(mask: fx.Node) -> list[fx.Node]:
-    """The operands of a mask that depend on what is visible."""
-    return [source for source in mask.all_input_nodes if rank_of(source) == rank_of(mask)]

@@ -8,6 +8,7 @@ spelled out in products and a softmax, is a miss.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,12 @@ def visible_of(mask: fx.Node) -> fx.Node | None:
             seen.add(node)
             pending += node.all_input_nodes
     return next(iter(found)) if len(found) == 1 else None
+
+
+def key_positions(rows: Sequence[CacheRows]) -> frozenset[fx.Node]:
+    """Where keys stand, (B, T), of graphs that tell it apart from where queries stand: biases are made of it."""
+    sides = [row.visible.args[:2] for row in rows]
+    return frozenset(keys for queries, keys in sides if isinstance(keys, fx.Node) and keys is not queries)
 
 
 def unrepeated(states: fx.Node) -> fx.Node:

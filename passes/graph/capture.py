@@ -28,7 +28,7 @@ from ...errors import CaptureError, InputError
 from ...models.families import LAYER_DROP_CLASSES, LENGTH_GROUPS
 from ...models.task_loss import LABEL_NAMES, base_model
 from .agreement import differs_in_eval
-from .capture_decoder import Arguments, decoder_arguments
+from .capture_decoder import Arguments, decoder_arguments, with_linear_bias
 from .normalize import normalize
 from .signature import InputSpec, Signature, read_axes
 
@@ -74,6 +74,9 @@ def capture(model: nn.Module, example_inputs: Mapping[str, Tensor], *, share_fro
             exported, answer_type = _export(twin, example, arguments, training=False)
             graph_module = _unlifted(exported, tuple(example))
             notes.append(f"captured in eval mode: besides dropout, training changes what the model does ({difference})")
+    if problem is not None:
+        placed = with_linear_bias(graph_module, example)
+        graph_module, problem = (graph_module, problem) if placed is None else (placed, None)
     origin = {"architecture": type(base_model(model)).__name__, "answer_type": answer_type}
     graph_module.meta["signature"] = replace(graph_module.meta["signature"], **origin)
     notes += _fixed_axes(graph_module, tuple(example))

@@ -9,7 +9,8 @@ leave a cache. Here one operator says all of it, so that passes can lengthen it 
 
 Sound: the masks are transformers' own where padding stands on the right. Where it stands on the left, its `generate`
 counts positions like this too, its bare `forward` does not. The model is run once to see that it takes them so;
-one that does not is captured as it is, and cannot generate.
+one that does not is captured as it is. Of those, models with a linear bias get explicit positions in their graph
+(`linear_bias.py`), which is run once too; the rest cannot generate.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ...models.families import ATTENTION_MASK
 from ...models.task_loss import base_model
 from ...runtime.ops.visible_ops import visible_keys
+from .linear_bias import PlaceLinearBias
 
 INPUT_IDS = "input_ids"
 POSITIONS = "position_ids"
@@ -32,6 +34,7 @@ _CAUSAL = ("ForCausalLM", "LMHeadModel")
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 _CLOSE = {torch.float64: 1e-7, torch.float32: 1e-3}  # of the largest logit
 _CLOSE_BELOW = 3e-2  # half precision
+_CLOSE_FUSED = 1e-3  # models of any precision may take the softmax of a linear bias in float32
 
 #: Inputs by name → the arguments of the model's forward.
 Arguments: TypeAlias = Callable[[dict[str, Tensor]], dict[str, Any]]
@@ -114,13 +117,32 @@ def _disagreement(model: nn.Module, arguments: _Explicit, example: dict[str, Ten
     if POSITIONS not in inspect.signature(base_model(model).forward).parameters:
         return "its forward takes no position_ids"
     model.eval()
-    mask = example[ATTENTION_MASK]
-    plain = {POSITIONS: token_positions(mask), **example}
+    plain = {POSITIONS: token_positions(example[ATTENTION_MASK]), **example}
     try:
         wanted, answered = (model(**given)[_LOGITS] for given in (plain, arguments(example)))
     except Exception as error:  # noqa: BLE001  # a model that does not take masks of this form raises what it likes
         return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'with explicit masks'}"
-    real = mask > 0
+    gap = _gap(wanted, answered, example[ATTENTION_MASK] > 0)
+    close = gap <= _CLOSE.get(wanted.dtype, _CLOSE_BELOW)
+    return None if close else f"with explicit masks its logits differ by {gap:.2g} of the largest"
+
+
+def _gap(wanted: Tensor, answered: Tensor, real: Tensor) -> float:
+    """How far logits of real tokens are apart, of the largest."""
     gap, size = (wanted - answered)[real].abs().max(), wanted[real].abs().max()
-    close = float(gap) <= _CLOSE.get(wanted.dtype, _CLOSE_BELOW) * max(float(size), 1e-6)
-    return None if close else f"with explicit masks its logits differ by {float(gap):.2g}"
+    return float(gap) / max(float(size), 1e-6)
+
+
+@torch.no_grad()
+def with_linear_bias(graph_module: fx.GraphModule, example: Mapping[str, Tensor]) -> fx.GraphModule | None:
+    """A decoder's graph that reads explicit positions for its linear bias; None where it has none.
+
+    Args:
+        graph_module: captured from a model as it is, left in eval mode; example: one batch.
+    """
+    placed = PlaceLinearBias()(graph_module).graph_module
+    if placed is graph_module:
+        return None
+    wanted, answered = (graph.eval()(*example.values())[_LOGITS] for graph in (graph_module, placed))
+    gap, close = _gap(wanted, answered, example[ATTENTION_MASK] > 0), _CLOSE.get(wanted.dtype, _CLOSE_BELOW)
+    return placed if gap <= max(_CLOSE_FUSED, close) else None

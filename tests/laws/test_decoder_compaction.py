@@ -17,7 +17,7 @@ from gatefx.runtime.generation.loop import Generation, start_generation
 from gatefx.runtime.generation.sampling import Sampling
 
 ONE, TWO = ((1, 0.5),), ((0, 0.7), (1, 0.5))
-FAST = [("llama", ONE), ("mistral", TWO), ("gpt2", TWO), ("opt", ONE)]
+FAST = [("llama", ONE), ("mistral", TWO), ("gpt2", TWO), ("opt", ONE), ("bloom", TWO)]
 CASES = [
     *FAST,
     *(
@@ -72,7 +72,7 @@ def _same_kept_rows(short: Any, dense: Any, close: float) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", pytest.param("phi", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("family", ["llama", "mistral", "gpt2", "bloom", pytest.param("phi", marks=pytest.mark.slow)])
 def test_keeping_every_token_is_the_untouched_model(
     family: str, side: str, pruned_decoder: Any, adapted_decoder: Any, ragged_prompts: Any
 ) -> None:

@@ -71,8 +71,8 @@ def test_names_and_axes_of_the_cache(pairs, ragged_prompts) -> None:
 
 
 def test_rows_that_were_taken_out_of_a_cache_are_as_good_as_masked(pairs, ragged_prompts) -> None:
-    """Positions stay the original ones, so windows and rotary angles do too."""
-    for family in ("llama", "mistral", "gpt2", "mixed"):
+    """Positions stay the original ones, so windows, rotary angles and linear biases do too."""
+    for family in ("llama", "mistral", "gpt2", "mixed", "bloom"):
         _, pair = pairs(family)
         ids, mask = ragged_prompts(2, 19)
         ids, mask = ids[:1], mask[:1]

@@ -25,7 +25,11 @@ def test_logits_of_real_tokens_are_the_models_own(family: str) -> None:
     real = batch["attention_mask"] > 0
     with torch.no_grad():
         wanted = model(**batch).logits[real]
-        assert torch.equal(captured.graph_module.eval()(*batch.values())["logits"][real], wanted)
+        answered = captured.graph_module.eval()(*batch.values())["logits"][real]
+    if family == "bloom":  # its attention becomes one operator, which sums in another order
+        torch.testing.assert_close(answered, wanted, atol=1e-5, rtol=0)
+    else:
+        assert torch.equal(answered, wanted)
 
 
 def test_padding_on_the_left_is_what_the_model_makes_of_its_positions() -> None:
@@ -86,6 +90,15 @@ def test_a_decoder_that_takes_no_positions_is_captured_as_it_is_and_says_so() ->
     assert not reads_explicit_masks(captured.graph_module)
     assert [note for note in captured.notes if "cannot generate" in note and "position_ids" in note]
     assert capture(Stubborn(), example).notes == ()
+
+
+def test_a_model_with_another_bias_is_captured_as_it_is_and_says_so() -> None:
+    from transformers import MptConfig, MptForCausalLM
+
+    config = MptConfig(d_model=32, n_heads=4, n_layers=2, vocab_size=100, max_seq_len=64, use_cache=False)
+    captured = capture(MptForCausalLM(config).eval(), tiny_inputs("llama", batch=2, tokens=6))
+    assert not reads_explicit_masks(captured.graph_module)
+    assert [note for note in captured.notes if "cannot generate" in note]
 
 
 def test_classifiers_and_other_inputs_are_left_alone() -> None:
