@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-checks serve-venv serve-checks triton-checks openvino-checks optimum-checks vllm-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-venv gpu-checks gpu-matrix serve-venv serve-checks triton-checks openvino-checks optimum-checks vllm-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -52,12 +52,20 @@ types: $(VENV)/.fresh
 TYPED := -p gatefx.passes -p gatefx.models -p gatefx.runtime -p gatefx.tools \
 	-m gatefx $(foreach module,config deploy errors exporting generating methods preparing progress saving,-m gatefx.$(module))
 
-# Kernels interpreted and graphs built for GPUs; no GPU is needed. In a venv of its own, for its packages are large.
+# Kernels interpreted, and samples compiled and built for GPUs; no GPU is needed. In a venv of its own, for its packages
+# are large. `gpu-matrix` is the whole of it, half an hour or more: every kernel for every GPU, and the graphs of every
+# family, by TensorRT for RTX in three precisions.
 GPU_VENV ?= .venv-gpu
-gpu-checks:
+GPU_TESTS := tests/runtime/tensorrt tests/runtime/ops
+gpu-venv:
 	$(MAKE) --no-print-directory VENV=$(GPU_VENV) $(GPU_VENV)/.fresh
 	$(GPU_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt ".[triton,tensorrt]"
-	$(GPU_VENV)/bin/python -m pytest -W error -m "not gpu" tests/runtime/tensorrt tests/runtime/ops
+
+gpu-checks: gpu-venv
+	$(GPU_VENV)/bin/python -m pytest -W error -m "not gpu and not slow" $(GPU_TESTS)
+
+gpu-matrix: gpu-venv
+	$(GPU_VENV)/bin/python -m pytest -W error -m "slow and not gpu" $(GPU_TESTS)
 
 # Replicas of Ray Serve on this machine that answer, die and stop; in a venv of its own, for Ray is large too.
 # Triton's client only reads configurations here; what it requires beside contradicts other pins.
