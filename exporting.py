@@ -70,8 +70,10 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         tokenizer: saved beside the model if given; overwrite: replace an artifact that is already there.
         opset: version of standard ONNX, of "onnxruntime" 23 and of "tensorrt" 20 if not given.
         generate: "onnxruntime" only: write a decoder's prefill and decode, with their cache, for
-            `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts. "optimum": one graph with
-            its cache, that Optimum's `ORTModelForCausalLM` generates with, at the budget in force.
+            `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts. "static": as True, with a
+            cache whose size is fixed when a prompt is read (`max_cache_len`), and which steps write in place.
+            "optimum": one graph with its cache, that Optimum's `ORTModelForCausalLM` generates with, at the budget in
+            force.
         adapters: "onnxruntime" only, for plain LoRA over one base model: name → folder in PEFT's format, or deployed
             model. Each becomes a file, and `session.run(arrays, adapter=name)` takes it instead of the model's own.
         precision: "tensorrt" only: "fp32", "fp16" or "bf16", of weights and activations; inputs and outputs stay fp32.

@@ -20,12 +20,13 @@ from .passes.graph.signature import signature_of
 from .passes.lower.onnx import lower_to_onnx, save_onnx
 from .passes.lower.onnx_decoder import lower_decoder_graph, save_decoder
 from .passes.lower.onnx_names import rename_axes
+from .runtime.cache_names import GROWING, STATIC
 
 DECODER = "decoder"
 OPTIMUM: Literal["optimum"] = "optimum"
 OPTIMUM_DECODER = "optimum decoder"
-Generate = bool | Literal["optimum"]
-"""Of `export`: neither, gatefx's own two graphs, or one for Optimum."""
+Generate = bool | Literal["static", "optimum"]
+"""Of `export`: neither, gatefx's own two graphs with a cache that grows or one of fixed size, or one for Optimum."""
 
 
 def check_generate(generate: object) -> None:
@@ -34,8 +35,10 @@ def check_generate(generate: object) -> None:
     Raises:
         InputError: as said.
     """
-    if generate not in (True, False, OPTIMUM):
-        raise InputError("generate= has no such value.", given=repr(generate), expected=f"True, False or {OPTIMUM!r}")
+    known = (True, False, STATIC, OPTIMUM)
+    if generate not in known:
+        expected = ", ".join(map(repr, known))
+        raise InputError("generate= has no such value.", given=repr(generate), expected=f"one of {expected}")
 
 
 def write_decoder(
@@ -53,13 +56,15 @@ def write_decoder(
         return _write_for_optimum(model, folder, opset=opset)
     programs = required_programs(model)
     buffers = tuple(runtime.buffer for runtime in levels.values())
-    graphs = (programs.prefill, programs.decode)
+    form = STATIC if generate == STATIC else GROWING
+    step = programs.static_decode if form == STATIC else programs.decode
+    graphs = (programs.prefill, step)
     prefill, decode = (lower_decoder_graph(graph, buffers, opset=opset) for graph in graphs)
     save_decoder(prefill, decode, folder)
     facts = facts_of(model)
     return {
         "kind": DECODER,
-        **signature_of(programs.decode).described(),
+        **signature_of(step).described(),
         "decoder": {
             "vocabulary": facts.vocabulary,
             "positions": facts.positions,
@@ -68,6 +73,7 @@ def write_decoder(
             "start": list(facts.start),
             "chooses": dict(facts.chooses),
             "groups": list(programs.layout.groups),
+            "cache": form,
         },
     }
 

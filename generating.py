@@ -33,6 +33,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
     budget: Budget | Mapping[str, Budget] | None = None,
     cache: Cache | None = None,
     chunk: int | None = None,
+    max_cache_len: int | None = None,
     records: UpdateRecords | None = None,
 ) -> Generation:
     """Read the prompts, and generate token by token.
@@ -50,12 +51,16 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         cache: of an earlier generation at the same budget, to go on from with `input_ids` as further tokens.
         chunk: read the prompt so many tokens a call, which bounds the memory of long ones; None reads it at once. Not
             where gates choose by the whole prompt: masklora and ccm below their full budget, and encoder-decoders.
+        max_cache_len: keep rows for so many tokens, prompt and padding included, in buffers whose size stays from step
+            to step (a static cache); layers that keep a part of the prompt have as many fewer. None lets caches grow;
+            a decoder that was exported with generate="static" then has rows for `max_new_tokens`.
         records: an `UpdateRecords` that is told which tokens took which update (tspeft, gatera), apart for prefill and
             decode; of models in torch.
 
     Raises:
-        InputError: an empty prompt, one longer than the model's positions, a generation that would be, a cache of
-            another model or budget, records of what decides nothing per token; GatefxError: an option out of range.
+        InputError: an empty prompt, one longer than the model's positions, a generation that would be, or that would
+            go past its static cache, a cache of another model or budget, records of what decides nothing per token;
+            GatefxError: an option out of range.
     """
     sampling = Sampling(temperature, top_k, top_p, seed)
     return start_generation(
@@ -68,6 +73,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         budget=budget,
         cache=cache,
         chunk=chunk,
+        max_cache_len=max_cache_len,
     )
 
 

@@ -6,6 +6,10 @@
     past_mask.{g}               (B, S_g) int64         1 at rows that later tokens may see
     ranks.{router}              (B, S, r) int64        what a router chose for the whole sequence; never changes
 
+A static cache has all its rows from the start; where new ones go is an input of the decode too:
+
+    cache_position.{g}          (T,) int64             which rows of group g the new tokens write
+
 An encoder-decoder keeps rows of two kinds: those of its answer's tokens, and those of the encoder, which stay.
 
     past_cross.{i}.key          (B, H, S, d)           what layer i reads of the encoder's tokens that are kept
@@ -25,6 +29,9 @@ from dataclasses import dataclass
 
 LOGITS = "logits"
 CROSS_MASK = "past_cross_mask"
+#: The two forms of a decoder's cache, as manifests name them: one that grows, one whose size is fixed.
+GROWING, STATIC = "dynamic", "static"
+MASKS = "past_mask."
 _PRESENT = "present"
 
 
@@ -81,7 +88,23 @@ def positions_name(group: int) -> str:
 
 def mask_name(group: int) -> str:
     """Which of a group's rows are seen, as an input."""
-    return f"past_mask.{group}"
+    return f"{MASKS}{group}"
+
+
+def cache_position_name(group: int) -> str:
+    """Where new rows of a group go in a static cache, as an input."""
+    return f"cache_position.{group}"
+
+
+def is_past(name: str) -> bool:
+    """Whether an input holds rows of a decoder's cache."""
+    return name.startswith("past_") and not is_cross(name)
+
+
+def group_of(past: str, layout: CacheLayout) -> int:
+    """The group of an input that holds rows."""
+    number = int(past.split(".")[1])
+    return layout.groups[number] if is_states(past) else number
 
 
 def ranks_name(router: str) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, fx, nn
 
 from ...errors import InputError
 from ...runtime.cache_names import LOGITS, is_cross, is_states
 from ...runtime.generation.engine import DecoderFacts
 from ...runtime.generation.torch_engine import TorchEngine
-from ...runtime.generation.update_records import UpdateRecords
+from ...runtime.generation.update_records import Phase, UpdateRecords
 from ..deployed import DeployedModel
 from ..find.answer_rows import has_encoder
 from ..graph.edit import answers_of, shape_of
@@ -31,17 +33,17 @@ def engine_of(model: DeployedModel, *, masked: bool = False, records: UpdateReco
     """
     programs = required_programs(model)
     prefill, decode = programs.reference if masked else programs.prefill, programs.decode
-    run_prefill: nn.Module = prefill
-    run_decode: nn.Module = decode
     if records is not None:
         check_recorded(model)
-        run_prefill, run_decode = (
-            RecordedProgram(prefill, records, "prefill"),
-            RecordedProgram(decode, records, "decode"),
-        )
+
+    def program(graph_module: fx.GraphModule, phase: Phase) -> tuple[nn.Module, Sequence[str]]:
+        runs = graph_module if records is None else RecordedProgram(graph_module, records, phase)
+        return runs, signature_of(graph_module).input_names
+
     return TorchEngine(
-        (run_prefill, signature_of(prefill).input_names),
-        (run_decode, signature_of(decode).input_names),
+        program(prefill, "prefill"),
+        program(decode, "decode"),
+        lambda: program(programs.buffered_decode, "decode"),
         facts=facts_of(model),
         name=f"{model.signature.architecture} {id(model):x}",
         resolved=lambda budget: model.budget if budget is None else model.resolved_budget(budget),  # type: ignore[arg-type]

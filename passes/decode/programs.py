@@ -11,14 +11,16 @@ An encoder-decoder has its encoder for a prefill, which runs once, and its decod
                                      └─▶ compact(…) ──▶ prefill         dropped tokens of the source are not read
     hardened ─▶ OpenTokenChoices ─▶ compact(…) ─▶ HoldRanks ─▶ ReadAnswer ─▶ decode
 
-Both prefills feed the one decode. Weights that compaction merged are held once: equal ones are shared. Ranks that
-routers chose are answered by the prefills and held by the decode (`ranks.py`).
+Both prefills feed the one decode; `FixRows` makes another form of it, for caches of fixed size. Weights that compaction
+merged are held once: equal ones are shared. Ranks that routers chose are answered by the prefills and held by the
+decode (`ranks.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -36,6 +38,7 @@ from ..methods.method import DeployOptions, Method
 from .answer import ReadAnswer
 from .append import ReadCache
 from .encoder import ExposeEncoder
+from .fixed_rows import FixRows, in_place
 from .prefill import ExposeCache
 from .ranks import AnswerRanks, HoldRanks
 from .shared_heads import ShareHeads
@@ -55,6 +58,20 @@ class DecoderPrograms:
     decode: fx.GraphModule
     reference: fx.GraphModule
     layout: CacheLayout
+
+    @cached_property
+    def static_decode(self) -> fx.GraphModule:
+        """The decode over a cache of fixed size (`fixed_rows.py`), made when it is asked for.
+
+        Raises:
+            InputError: an encoder-decoder's, which has none.
+        """
+        return FixRows()(self.decode).graph_module.eval()
+
+    @cached_property
+    def buffered_decode(self) -> fx.GraphModule:
+        """The same as it runs in torch, in place. Errors as `static_decode`."""
+        return in_place(self.static_decode)
 
 
 def decoder_programs(

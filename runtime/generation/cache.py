@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...errors import InputError
 from ..cache_names import is_cross, is_states
+from .static_rows import StaticRows
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class Cache:
         last: position of each sequence's last token, B of them, of an encoder-decoder in its answer.
         rows: S of every layer, of an encoder-decoder its answer's and then what each layer reads of the encoder.
         bytes: of keys and values.
+        static: which rows of a cache of fixed size are written; None where it grows.
     """
 
     entries: Mapping[str, Any]
@@ -30,6 +32,7 @@ class Cache:
     last: tuple[int, ...]
     rows: tuple[int, ...]
     bytes: int
+    static: StaticRows | None = None
 
     def check(self, owner: str, budget: object, batch: int) -> None:
         """Refuse to go on where it was not made.

@@ -18,11 +18,14 @@ from .engine import Engine
 from .prompts import Prompt
 
 
-def read_chunks(engine: Engine, prompt: Prompt, budget: object, cache: Cache | None, size: int) -> tuple[Tensor, Cache]:
+def read_chunks(
+    engine: Engine, prompt: Prompt, budget: object, cache: Cache | None, size: int, room: int | None = None
+) -> tuple[Tensor, Cache]:
     """The logits of each row's last real token, (B, V), and the cache.
 
     Args:
-        cache: what stands in front of the prompt; size: n, tokens a call.
+        cache: what stands in front of the prompt; size: n, tokens a call; room: rows behind the prompt in a cache of
+            fixed size, None where it grows.
 
     Raises:
         InputError: n is no positive number, or a gate chooses by the whole prompt at this budget.
@@ -32,7 +35,11 @@ def read_chunks(engine: Engine, prompt: Prompt, budget: object, cache: Cache | N
     logits: Tensor | None = None
     for begin in range(0, prompt.longest, size):
         part, real = ids[:, begin : begin + size], mask[:, begin : begin + size]
-        fresh, cache = engine.prefill(part, real, budget) if cache is None else engine.decode(part, real, cache)
+        if cache is None:
+            fresh, cache = engine.prefill(part, real, budget)
+            cache = cache if room is None else engine.fixed(cache, prompt.longest - part.shape[1] + room)
+        else:
+            fresh, cache = engine.decode(part, real, cache)
         # A row whose prompt ended in an earlier part keeps the logits of that.
         logits = fresh if logits is None else torch.where(real.any(-1, keepdim=True), fresh, logits)
     if logits is None or cache is None:

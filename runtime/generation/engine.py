@@ -22,6 +22,7 @@ class DecoderFacts:
         start: of an encoder-decoder, the tokens that its answers start with; else none. The prompt is its source, and
             answers have positions of their own.
         chooses: method that decides by the whole prompt → the budget at which it keeps everything.
+        static: whether every cache has a fixed size.
     """
 
     vocabulary: int
@@ -30,6 +31,7 @@ class DecoderFacts:
     pad: int
     start: tuple[int, ...] = ()
     chooses: Mapping[str, float] = field(default_factory=dict)
+    static: bool = False
 
 
 class Engine(Protocol):
@@ -54,7 +56,18 @@ class Engine(Protocol):
         """Read whole prompts: ids, mask (B, T) int64. An encoder-decoder reads what its answers start with, too."""
 
     def decode(self, ids: Tensor, mask: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """Read further tokens behind a cache: ids, mask (B, T) int64, T is 1 as a rule."""
+        """Read further tokens behind a cache: ids, mask (B, T) int64, T is 1 as a rule.
+
+        Raises:
+            InputError: a cache of fixed size without room for T tokens, or whose rows were overwritten.
+        """
+
+    def fixed(self, cache: Cache, room: int) -> Cache:
+        """A prompt's cache in buffers that have `room` more rows, which further tokens are written to.
+
+        Raises:
+            InputError: the decoder has no such form.
+        """
 
 
 def places_after(last: tuple[int, ...], mask: Tensor) -> Tensor:

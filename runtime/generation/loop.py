@@ -15,6 +15,7 @@ from .chunks import read_chunks
 from .engine import Engine
 from .prompts import Prompt, Rows, check_length, read_prompt
 from .sampling import Sampling, choose
+from .static_rows import check_cache_length
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,13 @@ def start_generation(  # noqa: PLR0913  # keyword-only: the options of `gatefx.g
     budget: object,
     cache: Cache | None,
     chunk: int | None = None,
+    max_cache_len: int | None = None,
 ) -> Generation:
     """Check the prompt, read it, and stand ready for the first token.
 
     Raises:
-        InputError: as `read_prompt`, `check_length`, `Cache.check` and `read_chunks` say; no positive number of tokens
-            to generate.
+        InputError: as `read_prompt`, `check_length`, `Cache.check`, `_room` and `read_chunks` say; no positive
+            number of tokens to generate.
     """
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise InputError("max_new_tokens counts tokens.", given=repr(max_new_tokens), expected="a positive integer")
@@ -130,16 +132,45 @@ def start_generation(  # noqa: PLR0913  # keyword-only: the options of `gatefx.g
     if cache is not None:
         cache.check(engine.name, wanted, len(prompt.ids))
     check_length(prompt, None if cache is None else cache.last, max_new_tokens, engine.facts)
+    width = prompt.ids.shape[1] if chunk is None else prompt.longest
+    room = _room(engine, width, max_new_tokens, cache, max_cache_len)
     stops = engine.facts.stop if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
     started = time.perf_counter()
-    start = _read(engine, prompt, wanted, cache) if chunk is None else read_chunks(engine, prompt, wanted, cache, chunk)
+    if chunk is None:
+        start = _read(engine, prompt, wanted, cache, room)
+    else:
+        start = read_chunks(engine, prompt, wanted, cache, chunk, room)
     seconds = time.perf_counter() - started
     generation = Generation(engine, start, max_new_tokens, torch.tensor(stops, dtype=torch.int64), sampling)
     generation.prefill = PhaseRecord(int(prompt.mask.sum()), 1, seconds, start[1].rows, start[1].bytes)
     return generation
 
 
-def _read(engine: Engine, prompt: Prompt, budget: object, cache: Cache | None) -> tuple[Tensor, Cache]:
-    if cache is None:
-        return engine.prefill(prompt.ids, prompt.mask, budget)
-    return engine.decode(prompt.ids, prompt.mask, cache)
+def _read(
+    engine: Engine, prompt: Prompt, budget: object, cache: Cache | None, room: int | None
+) -> tuple[Tensor, Cache]:
+    if cache is not None:
+        return engine.decode(prompt.ids, prompt.mask, cache)
+    logits, read = engine.prefill(prompt.ids, prompt.mask, budget)
+    return logits, read if room is None else engine.fixed(read, room)
+
+
+def _room(engine: Engine, width: int, new: int, cache: Cache | None, length: int | None) -> int | None:
+    """How many rows to keep behind a prompt of `width` tokens; None where the cache grows, or is there already.
+
+    Raises:
+        InputError: a generation that would go past a static cache, a length for a cache that has one.
+    """
+    if cache is not None:
+        if length is not None:
+            raise InputError(
+                "A cache that is gone on from has its size already.",
+                given=f"max_cache_len={length} with cache=",
+                expected="max_cache_len where the prompt is read",
+            )
+        if cache.static is not None:
+            cache.static.check(width + new - 1)  # the last token is never read
+        return None
+    if length is None:
+        return new if engine.facts.static else None
+    return check_cache_length(length, width, new)

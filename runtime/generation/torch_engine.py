@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from ..cache_names import CROSS_MASK, LOGITS, is_present, is_states, mask_name, past_of, positions_name
 from .cache import Cache, key_names
 from .engine import DecoderFacts, last_places, last_tokens, places_after
+from .static_rows import StaticRows, kept_rows, with_room
 
 
 class TorchEngine:
@@ -18,6 +20,7 @@ class TorchEngine:
 
     Args:
         prefill, decode: the modules, each with the names of its inputs, in order.
+        static: makes the decode that writes into the buffers of a cache of fixed size.
         facts: what limits the decoder; name: which model it is.
         resolved: a call's budget in the method's unit; at: a context in which such a budget is in force.
         blank: the cached states of so many sequences before their first token, which an encoder-decoder starts from.
@@ -27,6 +30,7 @@ class TorchEngine:
         self,
         prefill: tuple[nn.Module, Sequence[str]],
         decode: tuple[nn.Module, Sequence[str]],
+        static: Callable[[], tuple[nn.Module, Sequence[str]]],
         *,
         facts: DecoderFacts,
         name: str,
@@ -34,7 +38,7 @@ class TorchEngine:
         at: Callable[[object], Any],
         blank: Callable[[int], Mapping[str, Tensor]],
     ) -> None:
-        self._prefill, self._decode = prefill, decode
+        self._prefill, self._decode, self._static = prefill, decode, static
         self._facts, self._name, self._resolved, self._at = facts, name, resolved, at
         self._blank = blank
         self._device = next(decode[0].parameters()).device
@@ -70,9 +74,22 @@ class TorchEngine:
         if self._facts.start:
             cache.check_in_line(mask)
         positions = places_after(cache.last, mask)
+        static, program, held = cache.static, self._decode, dict(cache.entries)
+        if static is not None:
+            program = self._static()
+            held |= {name: place.to(self._device) for name, place in static.places(ids.shape[1]).items()}
         with self._at(cache.budget):
-            answers = self._run(self._decode, ids, mask, positions, cache.entries)
-        return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries)
+            answers = self._run(program, ids, mask, positions, held)
+        static = None if static is None else static.after(ids.shape[1])
+        return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries, static)
+
+    @torch.no_grad()
+    def fixed(self, cache: Cache, room: int) -> Cache:
+        """As `Engine.fixed`."""
+        self._static()
+        kept = kept_rows({name: value.shape for name, value in cache.entries.items()})
+        entries = {name: with_room(value, name, room) for name, value in cache.entries.items()}
+        return sized(replace(cache, entries=entries, static=StaticRows(kept, room)))
 
     def _begin(self, encoded: Mapping[str, Tensor], rows: int, budget: object) -> tuple[Tensor, Cache]:
         """Read the tokens that answers start with, behind an encoder."""
@@ -102,10 +119,16 @@ class TorchEngine:
         last: tuple[int, ...],
         budget: object,
         held: Mapping[str, Tensor],
+        static: StaticRows | None = None,
     ) -> tuple[Tensor, Cache]:
         entries = {past_of(name) if is_present(name) else name: v for name, v in answers.items() if name != LOGITS}
-        entries = {**held, **entries}
-        rows = tuple(entries[name].shape[2] for name in key_names(entries))
-        size = sum(value.numel() * value.element_size() for name, value in entries.items() if is_states(name))
-        cache = Cache(entries, self._name, budget, last, rows, size)
+        cache = sized(Cache({**held, **entries}, self._name, budget, last, (), 0, static))
         return last_tokens(answers[LOGITS].cpu().float(), mask), cache
+
+
+def sized(cache: Cache) -> Cache:
+    """The cache of tensors with its rows and its bytes counted."""
+    entries: Mapping[str, Tensor] = cache.entries
+    rows = tuple(entries[name].shape[2] for name in key_names(entries))
+    size = sum(value.numel() * value.element_size() for name, value in entries.items() if is_states(name))
+    return replace(cache, rows=rows, bytes=size)

@@ -9,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from .linear_ops import gated_linear, token_gated_linear
+from .onnx_cache_functions import translate_index_copy
 from .onnx_domain import DOMAIN, VERSION
 from .onnx_linear_functions import (
     GatedLinear,
@@ -61,7 +64,10 @@ _FUNCTIONS = (
 
 
 def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
-    """For each custom torch operator, what writes its ONNX node while torch.onnx translates a graph."""
+    """For each custom torch operator, what writes its ONNX node while torch.onnx translates a graph.
+
+    One of torch's own is among them, which torch.onnx writes less well.
+    """
     return {
         gated_lora._opoverload: translate_gated_lora,
         select_tokens._opoverload: translate_select_tokens,
@@ -72,6 +78,7 @@ def translations() -> Mapping[Callable[..., Any], Callable[..., Any]]:
         gated_linear._opoverload: translate_gated_linear,
         token_gated_linear._opoverload: translate_token_gated_linear,
         visible_keys._opoverload: translate_visible_keys,
+        torch.ops.aten.index_copy.default: translate_index_copy,
     }
 
 

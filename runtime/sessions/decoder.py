@@ -1,7 +1,7 @@
 """Exported decoders in ONNX Runtime: two models of one folder, with the cache kept on the device between steps.
 
 Every step binds the last step's cache as inputs and lets ONNX Runtime allocate the next one: keys and values never
-become numpy arrays.
+become numpy arrays. A static cache is bound as both, so that every step writes its rows into the same buffers.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod
 from typing import Any
 
@@ -18,9 +19,22 @@ from torch import Tensor
 
 from ...errors import ArtifactError, InputError
 from ..artifact import Artifact
-from ..cache_names import CROSS_MASK, LOGITS, is_cross, is_present, is_states, mask_name, past_of, positions_name
+from ..cache_names import (
+    CROSS_MASK,
+    GROWING,
+    LOGITS,
+    STATIC,
+    is_cross,
+    is_past,
+    is_present,
+    is_states,
+    mask_name,
+    past_of,
+    positions_name,
+)
 from ..generation.cache import Cache, key_names
 from ..generation.engine import DecoderFacts, last_places, last_tokens, places_after
+from ..generation.static_rows import StaticRows, kept_rows, with_room
 from ..native.library import NativeStatus
 from .budget import BudgetTable, by_method
 from .onnxruntime import MODEL_FILE, OnnxSession
@@ -87,9 +101,29 @@ class OnnxDecoder(OnnxSession):
         """As `Engine.decode`."""
         if self._facts.start:
             cache.check_in_line(mask)
-        positions = places_after(cache.last, mask)
-        answers = self._bound(self._decode, _new(ids, mask, positions), cache.entries, cache.budget)
-        return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries)
+        positions, static = places_after(cache.last, mask), cache.static
+        new = _new(ids, mask, positions)
+        if static is not None:
+            new |= {name: place.numpy() for name, place in static.places(ids.shape[1]).items()}
+        answers = self._bound(self._decode, new, cache.entries, cache.budget, in_place=static is not None)
+        static = None if static is None else static.after(ids.shape[1])
+        return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries, static)
+
+    def fixed(self, cache: Cache, room: int) -> Cache:
+        """As `Engine.fixed`."""
+        if not self._facts.static:
+            raise InputError(
+                "This decoder was exported with a cache that grows.",
+                given="max_cache_len with a folder of generate=True",
+                expected='a folder of gatefx.export(…, generate="static")',
+                remedy="export it so, or leave max_cache_len out",
+            )
+        kept = kept_rows({name: value.shape() for name, value in cache.entries.items()})
+        entries = {
+            name: self._buffer(with_room(torch.from_numpy(value.numpy()), name, room)) if is_past(name) else value
+            for name, value in cache.entries.items()
+        }
+        return _sized(replace(cache, entries=entries, static=StaticRows(kept, room)))
 
     def _begin(self, encoded: Mapping[str, Any], rows: int, budget: object) -> tuple[Tensor, Cache]:
         """Read the tokens that answers start with, behind an encoder."""
@@ -107,20 +141,35 @@ class OnnxDecoder(OnnxSession):
             return {**exported, **chosen}
         return next(iter(chosen.values()), exported)
 
+    def _buffer(self, tensor: Tensor) -> Any:
+        """A copy in memory of the runtime's, which lives as long as anything that is made of it."""
+        array = tensor.numpy()
+        make = onnxruntime_module().OrtValue.ortvalue_from_shape_and_type
+        buffer = make(array.shape, array.dtype, self._device, 0)
+        buffer.update_inplace(array)
+        return buffer
+
     def _value(self, tensor: Tensor) -> Any:
         array = np.ascontiguousarray(tensor.numpy())
         return onnxruntime_module().OrtValue.ortvalue_from_numpy(array, self._device, 0)
 
     def _bound(
-        self, session: Any, new: Mapping[str, np.ndarray], cache: Mapping[str, Any], budget: object
+        self,
+        session: Any,
+        new: Mapping[str, np.ndarray],
+        cache: Mapping[str, Any],
+        budget: object,
+        *,
+        in_place: bool = False,
     ) -> dict[str, Any]:
-        """The answers by name, on the device."""
+        """The answers by name, on the device; of a cache that is written in place, its own buffers."""
         names = [node.name for node in session.get_outputs()]
         levels = self._levels(session, budget)
         try:
             answers = self._overridden(session, names, {**new, **levels}, cache) if levels else None
             if answers is None:
-                binding = self._binding(session, names, new, cache)
+                buffers = cache if in_place else {}
+                binding = self._binding(session, names, new, cache, buffers)
                 session.run_with_iobinding(binding)
                 answers = binding.get_outputs()
         except Exception as error:
@@ -130,7 +179,15 @@ class OnnxDecoder(OnnxSession):
             ) from error
         return dict(zip(names, answers, strict=True))
 
-    def _binding(self, session: Any, names: list[str], new: Mapping[str, np.ndarray], cache: Mapping[str, Any]) -> Any:
+    def _binding(
+        self,
+        session: Any,
+        names: list[str],
+        new: Mapping[str, np.ndarray],
+        cache: Mapping[str, Any],
+        buffers: Mapping[str, Any],
+    ) -> Any:
+        """Inputs and outputs on the device. An output whose input is one of `buffers` goes there."""
         binding = session.io_binding()
         for node in session.get_inputs():
             if node.name in new:
@@ -138,7 +195,10 @@ class OnnxDecoder(OnnxSession):
             else:
                 binding.bind_ortvalue_input(node.name, cache[node.name])
         for name in names:
-            binding.bind_output(name, "cpu" if name == LOGITS else self._device)
+            if is_present(name) and past_of(name) in buffers:
+                binding.bind_ortvalue_output(name, buffers[past_of(name)])
+            else:
+                binding.bind_output(name, "cpu" if name == LOGITS else self._device)
         return binding
 
     def _overridden(
@@ -168,15 +228,24 @@ class OnnxDecoder(OnnxSession):
         return found
 
     def _answer(
-        self, answers: Mapping[str, Any], mask: Tensor, last: tuple[int, ...], budget: object, held: Mapping[str, Any]
+        self,
+        answers: Mapping[str, Any],
+        mask: Tensor,
+        last: tuple[int, ...],
+        budget: object,
+        held: Mapping[str, Any],
+        static: StaticRows | None = None,
     ) -> tuple[Tensor, Cache]:
         fresh = {past_of(name) if is_present(name) else name: v for name, v in answers.items() if name != LOGITS}
-        entries = {**held, **fresh}
-        shapes = {name: tuple(value.shape()) for name, value in entries.items() if is_states(name)}
-        rows = tuple(shapes[name][2] for name in key_names(shapes))
-        size = sum(prod(shape) for shape in shapes.values()) * np.dtype(np.float32).itemsize
-        logits = torch.from_numpy(answers[LOGITS].numpy())
-        return last_tokens(logits, mask), Cache(entries, self.name, budget, last, rows, size)
+        cache = _sized(Cache({**held, **fresh}, self.name, budget, last, (), 0, static))
+        return last_tokens(torch.from_numpy(answers[LOGITS].numpy()), mask), cache
+
+
+def _sized(cache: Cache) -> Cache:
+    """The cache with its rows and its bytes counted."""
+    shapes = {name: tuple(value.shape()) for name, value in cache.entries.items() if is_states(name)}
+    size = sum(prod(shape) for shape in shapes.values()) * np.dtype(np.float32).itemsize
+    return replace(cache, rows=tuple(shapes[name][2] for name in key_names(shapes)), bytes=size)
 
 
 def _new(ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, np.ndarray]:
@@ -199,6 +268,7 @@ def _facts(manifest: Mapping[str, Any]) -> DecoderFacts:
             int(told["pad"]),
             tuple(told.get("start", ())),  # folders of earlier versions hold decoders alone
             told.get("chooses", dict.fromkeys(manifest["methods"], math.inf)),  # and do not say who chooses
+            told.get("cache", GROWING) == STATIC,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
