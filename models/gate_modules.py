@@ -8,6 +8,7 @@ from .adapter_weight import AdapterWeight
 from .gates import HardRankRouter, RankMask, RankRouter
 from .hard_token_gate import HardTokenGate
 from .modulation import HardModulation, Modulation, SoftModulation
+from .streamed_token_gate import StreamedTokenGate
 from .token_gate import TokenGate
 from .token_scores import LayerShift, LogitShift, PathScore
 from .update_threshold import HardUpdateThreshold, UpdateThreshold
@@ -24,6 +25,7 @@ GATE_MODULES: tuple[type[nn.Module], ...] = (
     HardUpdateThreshold,
     TokenGate,
     HardTokenGate,
+    StreamedTokenGate,
     LayerShift,
     LogitShift,
     PathScore,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 LOWEST, HIGHEST = 2.0**-5, 2.0**5  # of a mean of one; beyond them a score counts in the last bin
+BINS = 128
 COLD = 1000  # scores: with fewer, choose by top-k
 
 
@@ -23,7 +24,7 @@ class ScoreHistogram:
         window: at most so many scores count, older ones fade; None counts all alike.
     """
 
-    def __init__(self, bins: int = 128, window: int | None = None) -> None:
+    def __init__(self, bins: int = BINS, window: int | None = None) -> None:
         self.window = window
         self.edges = torch.logspace(0, 1, bins + 1, base=HIGHEST / LOWEST, dtype=torch.float64) * LOWEST
         self.counts = torch.zeros(bins, dtype=torch.float64)

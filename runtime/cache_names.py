@@ -18,6 +18,10 @@ An encoder-decoder keeps rows of two kinds: those of its answer's tokens, and th
 
 Every row of an answer is seen by all later ones, and stands at its place: these need no positions and no mask.
 
+A prompt that is read in parts adds, while it lasts,
+
+    seen_scores.{gate}          (B, N + 1)             the histogram of a gate on tokens, and how many tokens it saw
+
 A prefill leaves out the positions and the mask of group 0, which are its inputs. Answers hold what stands after the new
 tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is a run of layers that keep the same rows:
 one for models whose tokens all stay, one more for every cut.
@@ -32,6 +36,8 @@ CROSS_MASK = "past_cross_mask"
 #: The two forms of a decoder's cache, as manifests name them: one that grows, one whose size is fixed.
 GROWING, STATIC = "dynamic", "static"
 MASKS = "past_mask."
+#: Where each prompt ends, (B, 1) int64, as an input of the program that reads parts.
+PROMPT_END = "prompt_end"
 _PRESENT = "present"
 
 
@@ -110,6 +116,16 @@ def group_of(past: str, layout: CacheLayout) -> int:
 def ranks_name(router: str) -> str:
     """What a router chose, as an answer of the prefill and an input of the decode."""
     return f"ranks.{router}"
+
+
+def seen_name(gate: str) -> str:
+    """The scores that a gate on tokens has seen of a prompt so far, as an input of the program that reads parts."""
+    return f"seen_scores.{gate}"
+
+
+def is_seen(name: str) -> bool:
+    """Whether an input holds scores that were seen."""
+    return name.startswith(seen_name(""))
 
 
 def present_of(past: str) -> str:

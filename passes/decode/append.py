@@ -61,26 +61,31 @@ class ReadCache(Pass):
         """Rewrite every attention, and the answers."""
         rows = required_rows(graph_module)
         positions = positions_input(graph_module, rows[0], self.name)
-        answers = _Reading(graph_module, self.layout, rows, positions, self.name).run()
+        inputs = {str(node.target): node for node in graph_module.graph.find_nodes(op="placeholder")}
+        new = [(positions, inputs[ATTENTION_MASK])] * self.layout.group_count
+        answers = Reading(graph_module, self.layout, rows, new, self.name).run()
         return Outcome(tuple(answers))
 
 
-class _Reading:
-    """The edits of one graph."""
+class Reading:
+    """The edits of one graph.
+
+    Args:
+        layout: which layers keep the same rows; rows: every attention's part of the cache.
+        new: positions and mask of the new rows, (B, T) both, by group.
+    """
 
     def __init__(
         self,
         graph_module: fx.GraphModule,
         layout: CacheLayout,
         rows: Sequence[CacheRows],
-        positions: fx.Node,
+        new: Sequence[tuple[fx.Node, fx.Node]],
         origin: str,
     ) -> None:
         self.graph_module, self.graph = graph_module, graph_module.graph
-        self.layout, self.rows, self.positions, self.origin = layout, rows, positions, origin
-        known = {str(node.target): node for node in self.graph.find_nodes(op="placeholder")}
-        self.mask = known[ATTENTION_MASK]
-        self.inputs = CacheInputs(graph_module, positions, layout.group_count, origin)
+        self.layout, self.rows, self.new, self.origin = layout, rows, new, origin
+        self.inputs = CacheInputs(graph_module, new[0][0], layout.group_count, origin)
         self.key_positions = key_positions(rows)
         self.axes = _row_axes(graph_module, rows)
         self.grown: dict[fx.Node, int] = {}
@@ -113,15 +118,13 @@ class _Reading:
         return whole
 
     def _whole_group(self, group: int) -> tuple[fx.Node, fx.Node]:
-        """(positions, mask) of a group's rows and the new tokens, (B, S + T)."""
-        found = []
-        for name, new in ((positions_name(group), self.positions), (mask_name(group), self.mask)):
-            past = self.inputs.add(name, new, 1, group)
-            found.append((past, new))
-        last = self.graph.find_nodes(op="placeholder")[-1]
+        """(positions, mask) of a group's rows and the new ones, (B, S + T)."""
+        names = (positions_name(group), mask_name(group))
+        pasts = [self.inputs.add(name, new, 1, group) for name, new in zip(names, self.new[group], strict=True)]
         joined = []
-        for past, new in found:
-            with self.graph.inserting_after(last):
+        for past, new in zip(pasts, self.new[group], strict=True):
+            last = self.graph.find_nodes(op="placeholder")[-1]
+            with self.graph.inserting_after(max(last, new)):
                 joined.append(emit(self.graph, aten.cat.default, ([past, new], 1), origin=self.origin, like=new))
         return joined[0], joined[1]
 
@@ -137,7 +140,7 @@ class _Reading:
         if mask in (row.visible for row in self.rows):
             window = mask.args[3]
             with self.graph.inserting_after(max(mask, *whole)):
-                arguments = (self.positions, *whole, window)
+                arguments = (mask.args[0], *whole, window)
                 visible = emit(self.graph, mask.target, arguments, origin=self.origin, like=mask)  # type: ignore[arg-type]
             self.grown[visible] = 3
             made[mask, group] = visible

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ...errors import InputError
-from ...runtime.cache_names import LOGITS, is_cross, is_states
+from ...runtime.cache_names import LOGITS, is_past, is_seen, is_states
 from ...runtime.generation.engine import DecoderFacts
-from ...runtime.generation.torch_engine import TorchEngine
+from ...runtime.generation.torch_engine import Program, TorchEngine
 from ...runtime.generation.update_records import Phase, UpdateRecords
 from ..deployed import DeployedModel
 from ..find.answer_rows import has_encoder
@@ -19,6 +17,7 @@ from .programs import DecoderPrograms
 from .recording import RecordedProgram, check_recorded
 
 _BY_PROMPT = ("masklora", "ccm")
+_IN_PARTS = ("masklora",)
 
 
 def engine_of(model: DeployedModel, *, masked: bool = False, records: UpdateRecords | None = None) -> TorchEngine:
@@ -36,19 +35,19 @@ def engine_of(model: DeployedModel, *, masked: bool = False, records: UpdateReco
     if records is not None:
         check_recorded(model)
 
-    def program(graph_module: fx.GraphModule, phase: Phase) -> tuple[nn.Module, Sequence[str]]:
+    def program(graph_module: fx.GraphModule, phase: Phase) -> Program:
         runs = graph_module if records is None else RecordedProgram(graph_module, records, phase)
-        return runs, signature_of(graph_module).input_names
+        return Program(runs, signature_of(graph_module).input_names, lambda rows: _blank(graph_module, rows))
 
     return TorchEngine(
         program(prefill, "prefill"),
         program(decode, "decode"),
         lambda: program(programs.buffered_decode, "decode"),
+        lambda: program(programs.reference_part if masked else programs.part, "prefill"),
         facts=facts_of(model),
         name=f"{model.signature.architecture} {id(model):x}",
         resolved=lambda budget: model.budget if budget is None else model.resolved_budget(budget),  # type: ignore[arg-type]
         at=model.at_budget,
-        blank=lambda rows: _blank(decode, rows),
     )
 
 
@@ -86,6 +85,7 @@ def facts_of(model: DeployedModel) -> DecoderFacts:
         pad=pad if isinstance(pad, int) and pad >= 0 else stops[0] if stops else 0,
         start=_start(model) if has_encoder(model.graph_module) else (),
         chooses={name: decision.limit for name, decision in model.decisions.items() if name in _BY_PROMPT},
+        streams=_IN_PARTS,
     )
 
 
@@ -106,12 +106,13 @@ def _start(model: DeployedModel) -> tuple[int, ...]:
     return (start,)
 
 
-def _blank(decode: fx.GraphModule, rows: int) -> dict[str, Tensor]:
-    """A cache of so many sequences without a row."""
+def _blank(program: fx.GraphModule, rows: int) -> dict[str, Tensor]:
+    """A cache of so many sequences without a row, and scores that nothing was seen of."""
     found = {}
-    like = next(decode.parameters())
-    for spec in signature_of(decode).inputs:
-        if is_states(spec.name) and not is_cross(spec.name):
+    like = next(program.parameters())
+    for spec in signature_of(program).inputs:
+        if is_past(spec.name) or is_seen(spec.name):
             sizes = (axis.size if axis.size is not None else 0 for axis in spec.axes[1:])
-            found[spec.name] = like.new_empty(rows, *sizes)
+            dtype = like.dtype if is_states(spec.name) else spec.dtype
+            found[spec.name] = like.new_zeros(rows, *sizes, dtype=dtype)
     return found

@@ -18,9 +18,8 @@ decode (`ranks.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -39,8 +38,10 @@ from .answer import ReadAnswer
 from .append import ReadCache
 from .encoder import ExposeEncoder
 from .fixed_rows import FixRows, in_place
+from .part_choices import StreamChoices
 from .prefill import ExposeCache
 from .ranks import AnswerRanks, HoldRanks
+from .read_part import ReadPart
 from .shared_heads import ShareHeads
 
 
@@ -58,20 +59,49 @@ class DecoderPrograms:
     decode: fx.GraphModule
     reference: fx.GraphModule
     layout: CacheLayout
+    _forms: dict[str, fx.GraphModule] = field(default_factory=dict, repr=False, compare=False)
 
-    @cached_property
+    @property
     def static_decode(self) -> fx.GraphModule:
         """The decode over a cache of fixed size (`fixed_rows.py`), made when it is asked for.
 
         Raises:
             InputError: an encoder-decoder's, which has none.
         """
-        return FixRows()(self.decode).graph_module.eval()
+        return self._form("static", self.decode, lambda graph: FixRows()(graph).graph_module.eval())
 
-    @cached_property
+    @property
     def buffered_decode(self) -> fx.GraphModule:
         """The same as it runs in torch, in place. Errors as `static_decode`."""
-        return in_place(self.static_decode)
+        return self._form("buffered", self.static_decode, in_place)
+
+    @property
+    def part(self) -> fx.GraphModule:
+        """The prefill of a part of a prompt (`read_part.py`), whose gates choose by what they saw so far.
+
+        Raises:
+            PassError: the decoder has no such form; says why.
+        """
+        return self._form("part", self.prefill, _reads_parts)
+
+    @property
+    def reference_part(self) -> fx.GraphModule:
+        """The masked one, that `part` must equal. Errors as `part`."""
+        return self._form("reference part", self.reference, _reads_parts)
+
+    def _form(
+        self, name: str, source: fx.GraphModule, make: Callable[[fx.GraphModule], fx.GraphModule]
+    ) -> fx.GraphModule:
+        """What is made of a graph once, and again where that was moved or cast since: it has other buffers then."""
+        made, own = self._forms.get(name), dict(source.named_buffers())
+        if made is None or any(own.get(key, buffer) is not buffer for key, buffer in made.named_buffers()):
+            made = self._forms[name] = make(source)
+        return made
+
+
+def _reads_parts(prefill: fx.GraphModule) -> fx.GraphModule:
+    read = ReadPart()(prefill).graph_module
+    return StreamChoices()(read).graph_module.eval()
 
 
 def decoder_programs(

@@ -23,6 +23,7 @@ class DecoderFacts:
             answers have positions of their own.
         chooses: method that decides by the whole prompt → the budget at which it keeps everything.
         static: whether every cache has a fixed size.
+        streams: of these methods, those that can also decide by the parts of a prompt so far.
     """
 
     vocabulary: int
@@ -32,6 +33,7 @@ class DecoderFacts:
     start: tuple[int, ...] = ()
     chooses: Mapping[str, float] = field(default_factory=dict)
     static: bool = False
+    streams: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -60,6 +62,18 @@ class Engine(Protocol):
 
         Raises:
             InputError: a cache of fixed size without room for T tokens, or whose rows were overwritten.
+        """
+
+    def read_part(
+        self, ids: Tensor, mask: Tensor, budget: object, cache: Cache | None, end: Tensor
+    ) -> tuple[Tensor, Cache]:
+        """Read a part of a prompt, where methods that `facts.streams` names decide by what they saw so far.
+
+        Args:
+            ids, mask: (B, T) int64; cache: of the parts before; end: (B, 1) int64, where each prompt's last token is.
+
+        Raises:
+            GatefxError: the decoder has no such form; says why.
         """
 
     def fixed(self, cache: Cache, room: int) -> Cache:

@@ -3,45 +3,56 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..cache_names import CROSS_MASK, LOGITS, is_present, is_states, mask_name, past_of, positions_name
+from ..cache_names import CROSS_MASK, LOGITS, PROMPT_END, is_present, is_states, mask_name, past_of, positions_name
 from .cache import Cache, key_names
 from .engine import DecoderFacts, last_places, last_tokens, places_after
 from .static_rows import StaticRows, kept_rows, with_room
 
 
+@dataclass(frozen=True)
+class Program:
+    """A torch module that takes tensors by position and answers by name.
+
+    Attributes:
+        names: of its inputs, in order; blank: the cache of so many sequences before their first token.
+    """
+
+    module: nn.Module
+    names: Sequence[str]
+    blank: Callable[[int], Mapping[str, Tensor]]
+
+
 class TorchEngine:
-    """Prefill and decode as torch modules that take tensors by position and answer by name.
+    """Prefill and decode in torch.
 
     Args:
-        prefill, decode: the modules, each with the names of its inputs, in order.
         static: makes the decode that writes into the buffers of a cache of fixed size.
+        part: makes the prefill that reads a prompt in parts.
         facts: what limits the decoder; name: which model it is.
         resolved: a call's budget in the method's unit; at: a context in which such a budget is in force.
-        blank: the cached states of so many sequences before their first token, which an encoder-decoder starts from.
     """
 
     def __init__(
         self,
-        prefill: tuple[nn.Module, Sequence[str]],
-        decode: tuple[nn.Module, Sequence[str]],
-        static: Callable[[], tuple[nn.Module, Sequence[str]]],
+        prefill: Program,
+        decode: Program,
+        static: Callable[[], Program],
+        part: Callable[[], Program],
         *,
         facts: DecoderFacts,
         name: str,
         resolved: Callable[[object], object],
         at: Callable[[object], Any],
-        blank: Callable[[int], Mapping[str, Tensor]],
     ) -> None:
-        self._prefill, self._decode, self._static = prefill, decode, static
+        self._prefill, self._decode, self._static, self._part = prefill, decode, static, part
         self._facts, self._name, self._resolved, self._at = facts, name, resolved, at
-        self._blank = blank
-        self._device = next(decode[0].parameters()).device
+        self._device = next(decode.module.parameters()).device
 
     @property
     def facts(self) -> DecoderFacts:
@@ -84,6 +95,18 @@ class TorchEngine:
         return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries, static)
 
     @torch.no_grad()
+    def read_part(
+        self, ids: Tensor, mask: Tensor, budget: object, cache: Cache | None, end: Tensor
+    ) -> tuple[Tensor, Cache]:
+        """As `Engine.read_part`."""
+        program = self._part()
+        positions = places_after((-1,) * len(ids) if cache is None else cache.last, mask)
+        held = program.blank(len(ids)) if cache is None else cache.entries
+        with self._at(budget):
+            answers = self._run(program, ids, mask, positions, {**held, PROMPT_END: end.to(self._device)})
+        return self._answer(answers, mask, last_places(positions), budget, held)
+
+    @torch.no_grad()
     def fixed(self, cache: Cache, room: int) -> Cache:
         """As `Engine.fixed`."""
         self._static()
@@ -94,22 +117,21 @@ class TorchEngine:
     def _begin(self, encoded: Mapping[str, Tensor], rows: int, budget: object) -> tuple[Tensor, Cache]:
         """Read the tokens that answers start with, behind an encoder."""
         known = {past_of(name) if is_present(name) else name: value for name, value in encoded.items()}
-        entries = {**known, **self._blank(rows)}
+        entries = {**known, **self._decode.blank(rows)}
         start = torch.tensor([self._facts.start] * rows)
         return self.decode(start, torch.ones_like(start), Cache(entries, self._name, budget, (-1,) * rows, (), 0))
 
     def _run(
         self,
-        program: tuple[nn.Module, Sequence[str]],
+        program: Program,
         ids: Tensor,
         mask: Tensor,
         positions: Tensor,
         cache: Mapping[str, Tensor],
     ) -> Mapping[str, Tensor]:
-        module, names = program
         new = {"input_ids": ids, "decoder_input_ids": ids, "attention_mask": mask, "position_ids": positions}
         given = {**{name: tensor.to(self._device) for name, tensor in new.items()}, **cache}
-        answers: Mapping[str, Tensor] = module(*(given[name] for name in names))
+        answers: Mapping[str, Tensor] = program.module(*(given[name] for name in program.names))
         return answers
 
     def _answer(

@@ -109,6 +109,22 @@ class OnnxDecoder(OnnxSession):
         static = None if static is None else static.after(ids.shape[1])
         return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries, static)
 
+    def read_part(
+        self,
+        ids: Tensor,  # noqa: ARG002  # as `Engine.read_part`
+        mask: Tensor,  # noqa: ARG002
+        budget: object,
+        cache: Cache | None,  # noqa: ARG002
+        end: Tensor,  # noqa: ARG002
+    ) -> tuple[Tensor, Cache]:
+        """As `Engine.read_part`; `facts.streams` names no method."""
+        raise InputError(
+            "An exported decoder reads prompts at once where gates choose among their tokens.",
+            given=f"a prompt in parts at budget {budget!r}",
+            expected="the deployed model that was exported, in torch",
+            remedy="leave chunk out, or pass budget='100%'",
+        )
+
     def fixed(self, cache: Cache, room: int) -> Cache:
         """As `Engine.fixed`."""
         if not self._facts.static:

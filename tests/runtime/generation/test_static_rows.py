@@ -99,6 +99,20 @@ def test_sizes_are_given_once_and_encoder_decoders_have_none(model: Any) -> None
         gatefx.generate(deployed, batch["input_ids"], batch["attention_mask"], max_cache_len=20, max_new_tokens=2)
 
 
+def test_a_model_that_was_cast_gets_buffers_and_programs_of_its_new_kind(adapted_decoder: Any) -> None:
+    data = [tiny_inputs("llama", batch=4, tokens=24)]
+    model = gatefx.optimize(adapted_decoder("llama"), "tspeft", 0.5, data=data, distill_steps=3, progress=False)
+    options = {"max_new_tokens": 4, "stop": ()}
+    gatefx.generate(model, [[5, 6, 7]], max_cache_len=9, **options)
+    model.to(torch.float64)
+    model.budget = 0.9
+    grown = gatefx.generate(model, [[5, 6, 7]], **options)
+    static = gatefx.generate(model, [[5, 6, 7]], max_cache_len=9, **options)
+    assert torch.equal(static.tokens, grown.tokens)
+    torch.testing.assert_close(static.logits, grown.logits, atol=1e-6, rtol=0)
+    assert static.cache.entries["past_key_values.0.key"].dtype is torch.float64
+
+
 def test_places_go_on_by_group() -> None:
     rows = StaticRows((7, 3), 4)
     assert {name: place.tolist() for name, place in rows.places(2).items()} == {
