@@ -72,6 +72,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         generate: "onnxruntime" only: write a decoder's prefill and decode, with their cache, for
             `gatefx.generate(gatefx.load(folder), …)`, instead of the graph over whole texts. "static": as True, with a
             cache whose size is fixed when a prompt is read (`max_cache_len`), and which steps write in place.
+            "parts": as True, and a third graph by which masklora drops tokens of prompts that are read in parts.
             "optimum": one graph with its cache, that Optimum's `ORTModelForCausalLM` generates with, at the budget in
             force.
         adapters: "onnxruntime" only, for plain LoRA over one base model: name → folder in PEFT's format, or deployed

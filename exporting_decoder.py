@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import fx
+
 from .errors import InputError
 from .models.families import ATTENTION_MASK
 from .passes.decision import RuntimeBudget
@@ -18,15 +20,17 @@ from .passes.decode.one_graph import IDS, POSITIONS, one_graph
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import signature_of
 from .passes.lower.onnx import lower_to_onnx, save_onnx
-from .passes.lower.onnx_decoder import lower_decoder_graph, save_decoder
+from .passes.lower.onnx_decoder import DECODE_FILE, PART_FILE, lower_decoder_graph, save_decoder
 from .passes.lower.onnx_names import rename_axes
 from .runtime.cache_names import GROWING, STATIC
 
 DECODER = "decoder"
 OPTIMUM: Literal["optimum"] = "optimum"
 OPTIMUM_DECODER = "optimum decoder"
-Generate = bool | Literal["static", "optimum"]
-"""Of `export`: neither, gatefx's own two graphs with a cache that grows or one of fixed size, or one for Optimum."""
+PARTS: Literal["parts"] = "parts"
+Generate = bool | Literal["static", "parts", "optimum"]
+"""Of `export`: neither, gatefx's own two graphs with a cache that grows or one of fixed size, a third that reads
+prompts in parts, or one graph for Optimum."""
 
 
 def check_generate(generate: object) -> None:
@@ -35,7 +39,7 @@ def check_generate(generate: object) -> None:
     Raises:
         InputError: as said.
     """
-    known = (True, False, STATIC, OPTIMUM)
+    known = (True, False, STATIC, PARTS, OPTIMUM)
     if generate not in known:
         expected = ", ".join(map(repr, known))
         raise InputError("generate= has no such value.", given=repr(generate), expected=f"one of {expected}")
@@ -58,10 +62,11 @@ def write_decoder(
     buffers = tuple(runtime.buffer for runtime in levels.values())
     form = STATIC if generate == STATIC else GROWING
     step = programs.static_decode if form == STATIC else programs.decode
-    graphs = (programs.prefill, step)
-    prefill, decode = (lower_decoder_graph(graph, buffers, opset=opset) for graph in graphs)
-    save_decoder(prefill, decode, folder)
     facts = facts_of(model)
+    graphs = {DECODE_FILE: step, **({PART_FILE: _part(model)} if generate == PARTS else {})}
+    prefill = lower_decoder_graph(programs.prefill, buffers, opset=opset)
+    others = {file: lower_decoder_graph(graph, buffers, opset=opset) for file, graph in graphs.items()}
+    save_decoder(prefill, others, folder)
     return {
         "kind": DECODER,
         **signature_of(step).described(),
@@ -74,8 +79,26 @@ def write_decoder(
             "chooses": dict(facts.chooses),
             "groups": list(programs.layout.groups),
             "cache": form,
+            "streams": list(facts.streams) if generate == PARTS else [],
         },
     }
+
+
+def _part(model: DeployedModel) -> fx.GraphModule:
+    """The graph that reads prompts in parts.
+
+    Raises:
+        InputError: nothing in the model chooses among a part's tokens; PassError: it has no such form.
+    """
+    facts = facts_of(model)
+    if not set(facts.chooses) & set(facts.streams):
+        raise InputError(
+            "No gate of this model chooses among the tokens of a part.",
+            given=", ".join(model.methods),
+            expected=f"a model of {' or '.join(facts.streams)}",
+            remedy="export with generate=True, whose graphs read such a prompt in parts by gatefx.generate(…, chunk=n)",
+        )
+    return required_programs(model).part
 
 
 def _write_for_optimum(model: DeployedModel, folder: Path, *, opset: int) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         budget: for these prompts, instead of `model.budget`: masklora's share of the prompt, ccm's ranks, ….
         cache: of an earlier generation at the same budget, to go on from with `input_ids` as further tokens.
         chunk: read the prompt so many tokens a call, which bounds the memory of long ones; None reads it at once.
-            masklora then drops tokens of every part, by a running histogram of the scores so far (in torch, with
-            predicted scores). Not where gates choose by the whole prompt: ccm below its full budget, encoder-decoders.
+            masklora then drops tokens of every part, by a running histogram of the scores so far (predicted ones; of
+            exported models, those of generate="parts"). Not where gates choose by the whole prompt: ccm below its full
+            budget, encoder-decoders.
         max_cache_len: keep rows for so many tokens, prompt and padding included, in buffers whose size stays from step
             to step (a static cache); layers that keep a part of the prompt have as many fewer. None lets caches grow;
             a decoder that was exported with generate="static" then has rows for `max_new_tokens`.

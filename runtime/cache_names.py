@@ -20,7 +20,7 @@ Every row of an answer is seen by all later ones, and stands at its place: these
 
 A prompt that is read in parts adds, while it lasts,
 
-    seen_scores.{gate}          (B, N + 1)             the histogram of a gate on tokens, and how many tokens it saw
+    past_scores.{gate}          (B, N + 1)             the histogram of a gate on tokens, and how many tokens it saw
 
 A prefill leaves out the positions and the mask of group 0, which are its inputs. Answers hold what stands after the new
 tokens under `present.…` instead of `past_key_values.…` or `past_…`. A group is a run of layers that keep the same rows:
@@ -36,7 +36,7 @@ CROSS_MASK = "past_cross_mask"
 #: The two forms of a decoder's cache, as manifests name them: one that grows, one whose size is fixed.
 GROWING, STATIC = "dynamic", "static"
 MASKS = "past_mask."
-#: Where each prompt ends, (B, 1) int64, as an input of the program that reads parts.
+#: Where each prompt ends, (B,) int64, as an input of the program that reads parts.
 PROMPT_END = "prompt_end"
 _PRESENT = "present"
 
@@ -104,7 +104,7 @@ def cache_position_name(group: int) -> str:
 
 def is_past(name: str) -> bool:
     """Whether an input holds rows of a decoder's cache."""
-    return name.startswith("past_") and not is_cross(name)
+    return name.startswith("past_") and not is_cross(name) and not is_seen(name)
 
 
 def group_of(past: str, layout: CacheLayout) -> int:
@@ -120,7 +120,7 @@ def ranks_name(router: str) -> str:
 
 def seen_name(gate: str) -> str:
     """The scores that a gate on tokens has seen of a prompt so far, as an input of the program that reads parts."""
-    return f"seen_scores.{gate}"
+    return f"past_scores.{gate}"
 
 
 def is_seen(name: str) -> bool:

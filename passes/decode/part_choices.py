@@ -1,10 +1,10 @@
 """Choose part by part: hard gates on tokens of a whole prompt → gates that remember the scores of the parts before.
 
-    hard_token_gate_ℓ(h, mask, n, share, protected)            gate, seen′ = streamed_token_gate_ℓ(…, seen_scores.ℓ)
-                                                          →    seen_scores.ℓ  (B, N + 1), an input and an answer
+    hard_token_gate_ℓ(h, mask, n, share, protected)            gate, seen′ = streamed_token_gate_ℓ(…, past_scores.ℓ)
+                                                          →    past_scores.ℓ  (B, N + 1), an input; an answer then
     protected = near the first or the last token               near the first or `prompt_end`, or this part's last token
 
-`prompt_end` (B, 1) is the position of each prompt's last token. A part's own last token stays too: it is where the
+`prompt_end` (B,) is the position of each prompt's last token. A part's own last token stays too: it is where the
 prefill reads its logits.
 
 A gate by threshold keeps its κ and remembers nothing: it decides token by token anyway.
@@ -28,7 +28,7 @@ from ...errors import PassError
 from ...models.hard_token_gate import HardTokenGate
 from ...models.score_histogram import BINS, COLD
 from ...models.streamed_token_gate import StreamedTokenGate
-from ...runtime.cache_names import PROMPT_END, seen_name
+from ...runtime.cache_names import PROMPT_END, present_of, seen_name
 from ..contract import Approximate, Exact, Pass
 from ..graph.edit import answers_of, emit, own_module, shape_of, stamp, tensor_value
 from ..graph.signature import Axis, InputSpec, signature_of
@@ -71,7 +71,7 @@ class StreamChoices(Pass):
         for node, gate in gates:
             if gate.cutoff is None:
                 seen, spec = self._remember(graph_module, node, gate)
-                answers[spec.name] = seen
+                answers[present_of(spec.name)] = seen
                 specs.append(spec)
         graph_module.graph.output_node().args = (answers,)
         graph_module.delete_all_unused_submodules()
@@ -83,12 +83,13 @@ class StreamChoices(Pass):
         """Say where the prompt ends, which a part does not know."""
         graph, signature = graph_module.graph, signature_of(graph_module)
         protected, near, distance = _ends(gate)
-        positions, last = distance.all_input_nodes
-        end = self._input(graph_module, PROMPT_END, last)
-        spec = InputSpec(PROMPT_END, torch.int64, (signature.inputs[0].axes[0], Axis("1", 1)))
+        positions = distance.all_input_nodes[0]
+        end = self._input(graph_module, PROMPT_END, positions, torch.int64)
+        spec = InputSpec(PROMPT_END, torch.int64, signature.inputs[0].axes[:1])
         graph_module.meta["signature"] = replace(signature, inputs=(*signature.inputs, spec))
         with graph.inserting_before(near):
-            behind = self._emit(graph, aten.sub.Tensor, (positions, end), distance)
+            column = self._emit(graph, aten.unsqueeze.default, (end, 1), distance)
+            behind = self._emit(graph, aten.sub.Tensor, (positions, column), distance)
             own = self._emit(graph, aten.ge.Scalar, (distance, 0), distance)
         near.replace_input_with(distance, behind)
         readers = list(protected.users)
@@ -100,7 +101,7 @@ class StreamChoices(Pass):
     def _remember(self, graph_module: fx.GraphModule, node: fx.Node, gate: HardTokenGate) -> tuple[fx.Node, InputSpec]:
         """Replace one gate; what it has seen then, and the input that says what it saw before."""
         graph, name, hard = graph_module.graph, seen_name(str(node.target)), str(node.target)
-        seen = self._input(graph_module, name, node, BINS + 1)
+        seen = self._input(graph_module, name, node, torch.float32, BINS + 1)
         made = hard.replace("hard_", "streamed_")
         own_module(graph_module, made, StreamedTokenGate(gate, self.cold).eval())
         priority, counts = node.meta["val"]
@@ -113,18 +114,17 @@ class StreamChoices(Pass):
         batch = signature_of(graph_module).inputs[0].axes[0]
         return after, InputSpec(name, torch.float32, (batch, Axis(str(BINS + 1), BINS + 1)))
 
-    def _input(self, graph_module: fx.GraphModule, name: str, like: fx.Node, width: int = 0) -> fx.Node:
-        """A new input: like a value of the graph, or (B, width) numbers."""
+    def _input(
+        self, graph_module: fx.GraphModule, name: str, like: fx.Node, dtype: torch.dtype, *sizes: int
+    ) -> fx.Node:
+        """A new input (B, *sizes)."""
         graph = graph_module.graph
         inputs = graph.find_nodes(op="placeholder")
         with graph.inserting_after(inputs[-1]):
             node = stamp(graph.placeholder(name.replace(".", "_")), origin=self.name, like=like)
-        if not width:
-            node.meta["val"] = like.meta["val"]
-            return node
         value = tensor_value(inputs[0])
         with value.fake_mode:  # type: ignore[attr-defined]  # symbolic values are fake
-            node.meta["val"] = value.new_empty((shape_of(inputs[0])[0], width), dtype=torch.float32)
+            node.meta["val"] = value.new_empty((shape_of(inputs[0])[0], *sizes), dtype=dtype)
         return node
 
     def _emit(self, graph: fx.Graph, target: Callable[..., Any], args: tuple[Any, ...], like: fx.Node) -> fx.Node:

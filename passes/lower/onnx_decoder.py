@@ -2,10 +2,12 @@
 
 model.onnx     prefill      model.onnx.data ◀── weights of both
 decode.onnx    decode       what the prefill does not have stands in decode.onnx itself
+part.onnx      prefill of a part of a prompt, where one is asked for; likewise
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +21,7 @@ from .onnx_names import rename_axes
 if TYPE_CHECKING:
     import onnx_ir
 
-DECODE_FILE = "decode.onnx"
+DECODE_FILE, PART_FILE = "decode.onnx", "part.onnx"
 
 
 def lower_decoder_graph(graph_module: fx.GraphModule, buffers: tuple[str, ...], *, opset: int) -> onnx_ir.Model:
@@ -42,17 +44,22 @@ def lower_decoder_graph(graph_module: fx.GraphModule, buffers: tuple[str, ...], 
     return model
 
 
-def save_decoder(prefill: onnx_ir.Model, decode: onnx_ir.Model, folder: Path) -> None:
-    """Write both models and their weights, each weight that both hold once."""
+def save_decoder(prefill: onnx_ir.Model, others: Mapping[str, onnx_ir.Model], folder: Path) -> None:
+    """Write the prefill, and other models by file, with their weights: each weight that it holds too stands there once.
+
+    Args:
+        others: file → model.
+    """
     import onnx_ir
 
     save_onnx(prefill, folder)
     stored = onnx_ir.load(folder / MODEL_FILE).graph.initializers
-    for name, value in decode.graph.initializers.items():
-        other = stored.get(name)
-        if other is not None and _is_stored(other, value):
-            value.const_value = other.const_value
-    onnx_ir.save(decode, folder / DECODE_FILE)
+    for file, model in others.items():
+        for name, value in model.graph.initializers.items():
+            other = stored.get(name)
+            if other is not None and _is_stored(other, value):
+                value.const_value = other.const_value
+        onnx_ir.save(model, folder / file)
 
 
 def _is_stored(stored: onnx_ir.Value, value: onnx_ir.Value) -> bool:

@@ -35,7 +35,7 @@ def read_chunks(
     """
     chooses = _check(engine, budget, size) and cache is None  # behind a cache every token stays
     ids, mask = packed(prompt.ids, prompt.mask)
-    end = mask.sum(-1, keepdim=True) - 1
+    end = mask.sum(-1) - 1
     logits: Tensor | None = None
     for begin in range(0, prompt.longest, size):
         part, real = ids[:, begin : begin + size], mask[:, begin : begin + size]
@@ -74,6 +74,6 @@ def _check(engine: Engine, budget: object, size: object) -> bool:
             "This prompt cannot be read in parts: all of it is needed to decide.",
             given=f"{whole[0]} at budget {budgets.get(whole[0])}" if whole else "an encoder-decoder's source",
             expected="a decoder whose gates decide token by token or part by part, or keep everything",
-            remedy="leave chunk out, or pass budget='100%'",
+            remedy="leave chunk out, or pass budget='100%'; masklora is exported for parts with generate='parts'",
         )
     return bool(choosing)

@@ -70,7 +70,7 @@ class Engine(Protocol):
         """Read a part of a prompt, where methods that `facts.streams` names decide by what they saw so far.
 
         Args:
-            ids, mask: (B, T) int64; cache: of the parts before; end: (B, 1) int64, where each prompt's last token is.
+            ids, mask: (B, T) int64; cache: of the parts before; end: (B,) int64, where each prompt's last token is.
 
         Raises:
             GatefxError: the decoder has no such form; says why.

@@ -23,10 +23,12 @@ from ..cache_names import (
     CROSS_MASK,
     GROWING,
     LOGITS,
+    PROMPT_END,
     STATIC,
     is_cross,
     is_past,
     is_present,
+    is_seen,
     is_states,
     mask_name,
     past_of,
@@ -40,7 +42,7 @@ from .budget import BudgetTable, by_method
 from .onnxruntime import MODEL_FILE, OnnxSession
 from .onnxruntime_start import onnxruntime_module, start
 
-DECODE_FILE = "decode.onnx"
+DECODE_FILE, PART_FILE = "decode.onnx", "part.onnx"
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 
 
@@ -51,9 +53,11 @@ class OnnxDecoder(OnnxSession):
     `OnnxDecoder.open`.
     """
 
-    def __init__(self, session: Any, artifact: Artifact, provider: str, native: NativeStatus, decode: Any) -> None:
+    def __init__(
+        self, session: Any, artifact: Artifact, provider: str, native: NativeStatus, decode: Any, part: Any = None
+    ) -> None:
         super().__init__(session, artifact, provider, native)
-        self._decode = decode
+        self._decode, self._part = decode, part
         self._device = _DEVICES.get(provider, "cpu")
         self._facts = _facts(artifact.manifest)
 
@@ -70,7 +74,10 @@ class OnnxDecoder(OnnxSession):
         opened = artifact if isinstance(artifact, Artifact) else Artifact.open(artifact)
         prefill, obtained, used = start(opened, MODEL_FILE, provider=provider, threads=threads, native=native)
         decode, _, _ = start(opened, DECODE_FILE, provider=provider, threads=threads, native=native)
-        return cls(prefill, opened, obtained, used, decode)
+        part = None
+        if _facts(opened.manifest).streams:
+            part, _, _ = start(opened, PART_FILE, provider=provider, threads=threads, native=native)
+        return cls(prefill, opened, obtained, used, decode, part)
 
     @property
     def facts(self) -> DecoderFacts:
@@ -110,20 +117,31 @@ class OnnxDecoder(OnnxSession):
         return self._answer(answers, mask, last_places(positions), cache.budget, cache.entries, static)
 
     def read_part(
-        self,
-        ids: Tensor,  # noqa: ARG002  # as `Engine.read_part`
-        mask: Tensor,  # noqa: ARG002
-        budget: object,
-        cache: Cache | None,  # noqa: ARG002
-        end: Tensor,  # noqa: ARG002
+        self, ids: Tensor, mask: Tensor, budget: object, cache: Cache | None, end: Tensor
     ) -> tuple[Tensor, Cache]:
-        """As `Engine.read_part`; `facts.streams` names no method."""
-        raise InputError(
-            "An exported decoder reads prompts at once where gates choose among their tokens.",
-            given=f"a prompt in parts at budget {budget!r}",
-            expected="the deployed model that was exported, in torch",
-            remedy="leave chunk out, or pass budget='100%'",
-        )
+        """As `Engine.read_part`."""
+        if self._part is None:
+            raise InputError(
+                "This decoder was exported without the graph that reads parts.",
+                given=f"a prompt in parts at budget {budget!r}",
+                expected='a folder of gatefx.export(…, generate="parts")',
+                remedy="export it so, leave chunk out, or pass budget='100%'",
+            )
+        positions = places_after((-1,) * len(ids) if cache is None else cache.last, mask)
+        held = self._blank(len(ids)) if cache is None else cache.entries
+        new = _new(ids, mask, positions) | {PROMPT_END: end.numpy()}
+        answers = self._bound(self._part, new, held, budget)
+        return self._answer(answers, mask, last_places(positions), budget, held)
+
+    def _blank(self, rows: int) -> dict[str, Any]:
+        """A cache of so many sequences without a row, and scores that nothing was seen of."""
+        found = {}
+        for node in self._part.get_inputs():
+            if is_past(node.name) or is_seen(node.name):
+                sizes = (size if isinstance(size, int) else 0 for size in node.shape[1:])
+                dtype = torch.int64 if "int64" in node.type else torch.float32
+                found[node.name] = self._value(torch.zeros(rows, *sizes, dtype=dtype))
+        return found
 
     def fixed(self, cache: Cache, room: int) -> Cache:
         """As `Engine.fixed`."""
@@ -285,6 +303,7 @@ def _facts(manifest: Mapping[str, Any]) -> DecoderFacts:
             tuple(told.get("start", ())),  # folders of earlier versions hold decoders alone
             told.get("chooses", dict.fromkeys(manifest["methods"], math.inf)),  # and do not say who chooses
             told.get("cache", GROWING) == STATIC,
+            tuple(told.get("streams", ())),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(

@@ -29,9 +29,9 @@ def test_every_gate_remembers_and_shares_its_predictor(pruned_decoder: Any, whic
     assert [gate.cold for gate in gates] == [5, 5]
     assert [gate.gate for gate in gates] == [*hard_gates(source)]
     signature = signature_of(result.graph_module)
-    names = [f"seen_scores.hard_token_gate_{layer}" for layer in (0, 1)]
+    names = [f"past_scores.hard_token_gate_{layer}" for layer in (0, 1)]
     assert signature.input_names[-3:] == ("prompt_end", *names)
-    assert signature.outputs[-2:] == tuple(names)
+    assert signature.outputs[-2:] == tuple(name.replace("past", "present") for name in names)
 
 
 def test_a_graph_whose_gates_are_gone_stays(adapted_decoder: Any) -> None:

@@ -38,7 +38,7 @@ def test_dropped_tokens_of_every_part_leave_the_cache(pruned_decoder: Any, ragge
     model = pruned_decoder("llama")
     found = gatefx.generate(model, *ragged_prompts(4, 22, side), max_new_tokens=5, stop=(), budget=0.5, chunk=8)
     assert found.prefill.rows == (22, 4 + 4 + 3), "half of parts of 8, 8 and 6 tokens in the layer behind the cut"
-    assert not [name for name in found.cache.entries if name.startswith("seen_scores")]
+    assert not [name for name in found.cache.entries if name.startswith("past_scores")]
     static = gatefx.generate(
         model, *ragged_prompts(4, 22, side), max_new_tokens=5, stop=(), budget=0.5, chunk=8, max_cache_len=30
     )
