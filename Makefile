@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 export HF_HUB_OFFLINE = 1
 export OMP_WAIT_POLICY = passive
 
-.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-venv gpu-checks gpu-matrix serve-venv serve-checks triton-checks openvino-checks optimum-checks vllm-checks clean
+.PHONY: quickstart demo demo-fast test slow sanitize lint types gpu-venv gpu-checks gpu-matrix torch-tensorrt-checks serve-venv serve-checks triton-checks openvino-checks optimum-checks vllm-checks clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +67,17 @@ gpu-checks: gpu-venv
 gpu-matrix: gpu-venv
 	$(GPU_VENV)/bin/python -m pytest -W error -m "slow and not gpu" $(GPU_TESTS)
 
+# Graphs compiled by torch-tensorrt and built by TensorRT for RTX, without a GPU: its Python part alone is kept, for its
+# libraries are linked against torch for CUDA. In a venv of its own, for it wants an older tensorrt-rtx.
+TORCH_TENSORRT_VENV ?= .venv-torch-tensorrt
+torch-tensorrt-checks:
+	$(MAKE) --no-print-directory VENV=$(TORCH_TENSORRT_VENV) $(TORCH_TENSORRT_VENV)/.fresh
+	$(TORCH_TENSORRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check "tensorrt-rtx>=1.5,<1.6" dllist
+	$(TORCH_TENSORRT_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps torch-tensorrt-rtx==2.13.0
+	rm -f $(TORCH_TENSORRT_VENV)/lib/python*/site-packages/torch_tensorrt/lib/*.so
+	rm -f $(TORCH_TENSORRT_VENV)/lib/python*/site-packages/torch_tensorrt/_C*.so
+	$(TORCH_TENSORRT_VENV)/bin/python -m pytest -W error -m "not slow and not gpu" tests/runtime/tensorrt/test_torch_tensorrt.py
+
 # Replicas of Ray Serve on this machine that answer, die and stop; in a venv of its own, for Ray is large too.
 # Triton's client only reads configurations here; what it requires beside contradicts other pins.
 SERVE_VENV ?= .venv-serve
@@ -119,4 +130,4 @@ vllm-checks:
 		tests/runtime/serving/test_vllm_adapters.py tests/runtime/serving/test_vllm_plugin.py
 
 clean:
-	rm -rf $(VENV) $(GPU_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) $(VLLM_VENV) .typecheck build *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) $(TORCH_TENSORRT_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) $(VLLM_VENV) .typecheck build *.egg-info

@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import InputError, MethodError, ProviderError
 from .exporting_adapters import OpenModel, open_model
 from .exporting_decoder import DECODER, OPTIMUM, OPTIMUM_DECODER, Generate, check_generate, write_decoder
-from .exporting_tensorrt import TENSORRT, EngineRequest, check_engine_request, write_tensorrt
+from .exporting_tensorrt import TENSORRT, EngineRequest, Through, check_engine_request, write_tensorrt
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import example_for
@@ -21,7 +21,6 @@ from .passes.lower.aotinductor import save_aotinductor
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .passes.lower.onnx_precision import Precision
 from .passes.lower.open_adapters import free_ranks, open_adapters
-from .passes.lower.tensorrt import TENSORRT_OPSET
 from .runtime.artifact import Artifact, ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
 from .runtime.sessions.decoder import OnnxDecoder
@@ -32,12 +31,10 @@ from .runtime.sessions.tensorrt import TensorRTSession
 _ONNXRUNTIME, _AOTINDUCTOR = "onnxruntime", "aotinductor"
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     _ONNXRUNTIME: ("tokenizer", "opset", "generate", "adapters"),
-    TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check"),
+    TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check", "through"),
     _AOTINDUCTOR: (),
 }
 """Backend → the options that it takes."""
-_OPSETS: Mapping[str, int] = {_ONNXRUNTIME: DEFAULT_OPSET, TENSORRT: TENSORRT_OPSET}
-"""Backend → the version of standard ONNX that it is given."""
 _KIND = "model"
 
 
@@ -54,15 +51,16 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     precision: Precision = "fp32",
     sizes: Mapping[str, Sequence[int]] | None = None,
     check: bool = False,
+    through: Through = "onnx",
 ) -> Path:
     """Write a deployed model as one artifact folder, or as one file, whole or not at all.
 
     For "onnxruntime" the folder holds an ONNX model that plain ONNX Runtime, `gatefx.load` and, for models of
     transformers, its `ExportedModel` open, and a manifest with the SHA-256 of every file. For "tensorrt" it holds the
     ONNX model that TensorRT takes, with the budget in force, its profile of sizes, and scripts that build the engine
-    where TensorRT and a GPU are. The file, of "aotinductor", is compiled for this machine's kind of CPU and this torch,
-    with the budget in force; `torch._inductor.aoti_load_package` opens it where gatefx is not installed, and calls it
-    with the inputs in the order of `model.signature`.
+    where TensorRT and a GPU are; or the program that torch-tensorrt takes. The file, of "aotinductor", is compiled for
+    this machine's kind of CPU and this torch, with the budget in force; `torch._inductor.aoti_load_package` opens it
+    where gatefx is not installed, and calls it with the inputs in the order of `model.signature`.
 
     Args:
         model: what `optimize` returned; folder: where to, for "aotinductor" a file that ends in `.pt2`.
@@ -79,7 +77,9 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
             model. Each becomes a file, and `session.run(arrays, adapter=name)` takes it instead of the model's own.
         precision: "tensorrt" only: "fp32", "fp16" or "bf16", of weights and activations; inputs and outputs stay fp32.
         sizes: "tensorrt" only: axis → its least size, the one to tune for, and the most, as {"batch": (1, 8, 32)}.
-        check: "tensorrt" only: build the engine once on this machine's CPU by TensorRT for RTX, or raise.
+        check: "tensorrt" only: build the engine once on this machine's CPU by TensorRT for RTX, or raise; through
+            torch-tensorrt, have it say that it takes the whole graph.
+        through: "tensorrt" only: "onnx", or "torch_tensorrt", whose folder needs gatefx where its engine is built.
 
     Raises:
         InputError: a model that is not deployed, or cannot generate; options that the backend does not take, or that
@@ -87,30 +87,34 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         SiteError: `adapters` where the model or one of them is more than plain LoRA, or they do not fit.
         MethodError: an unknown backend.
         ArtifactError: the folder exists; CaptureError: an operator without ONNX form, or that TensorRT refuses.
-        MissingDependencyError: no C++ compiler for "aotinductor", no tensorrt-rtx for `check`.
+        MissingDependencyError: no C++ compiler for "aotinductor"; no tensorrt-rtx or torch-tensorrt for `check`.
+        ProviderError: no GPU where torch-tensorrt needs one for `check`.
     """
     asked = {
         "tokenizer": tokenizer is not None, "opset": opset is not None, "generate": generate is not False,
         "adapters": adapters is not None, "precision": precision != "fp32", "sizes": sizes is not None, "check": check,
+        "through": through != "onnx",
     }  # fmt: skip
     _check_backend(backend, [option for option, given in asked.items() if given])
     _check_request(model, tokenizer)
     check_generate(generate)
     if backend == _AOTINDUCTOR:
         return save_aotinductor(model.graph_module, _example(model), Path(folder).absolute(), overwrite=overwrite)
-    version = _OPSETS[backend] if opset is None else opset
-    engine = EngineRequest(version, precision, sizes, check)
+    version = DEFAULT_OPSET if opset is None else opset
+    engine = EngineRequest(opset, precision, sizes, check, through)
     if backend == TENSORRT:
         check_engine_request(model, engine)
     opened = open_model(model, adapters, generate=generate is not False)
     levels = _runtime_buffers(model) if backend == _ONNXRUNTIME and generate != OPTIMUM else {}
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
-        description = _description(model, levels, backend=backend, opset=version)
+        description = _description(model, levels, backend=backend)
         if backend == TENSORRT:
             description |= write_tensorrt(model, writer.path, _example(model), engine)
         elif generate:
+            description["opset"] = version
             description |= write_decoder(model, writer.path, levels, opset=version, generate=generate)
         else:
+            description["opset"] = version
             description |= _write_model(model, writer.path, levels, opened, opset=version)
         if tokenizer is not None:
             tokenizer.save_pretrained(writer.path)
@@ -267,9 +271,7 @@ def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:
     return {name: runtime for name, runtime in runtimes.items() if runtime is not None}
 
 
-def _description(
-    model: DeployedModel, levels: Mapping[str, RuntimeBudget], *, backend: str, opset: int
-) -> dict[str, Any]:
+def _description(model: DeployedModel, levels: Mapping[str, RuntimeBudget], *, backend: str) -> dict[str, Any]:
     description: dict[str, Any] = {
         "kind": _KIND,
         "methods": {
@@ -278,7 +280,6 @@ def _description(
         },
         "budget": model.budget,
         "backend": backend,
-        "opset": opset,
         **model.signature.described(),
         "sites": [site.to_json() for site in model.sites],
         "report": model.report.to_json(),

@@ -105,8 +105,15 @@ def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option o
         ),
     ] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Build the engine once on this CPU by TensorRT for RTX, or fail.")
+        bool,
+        typer.Option(
+            "--check",
+            help="Build the engine once on this CPU by TensorRT for RTX, or try the graph in torch-tensorrt; or fail.",
+        ),
     ] = False,
+    through: Annotated[
+        Literal["onnx", "torch-tensorrt"], typer.Option(help="What the engine is built by: its ONNX parser, or torch.")
+    ] = "onnx",
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -119,7 +126,8 @@ def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option o
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        deployed = run_export_tensorrt(request, precision=precision, sizes=parse_sizes(size), check=check)
+        way: Literal["onnx", "torch_tensorrt"] = "onnx" if through == "onnx" else "torch_tensorrt"
+        deployed = run_export_tensorrt(request, precision=precision, sizes=parse_sizes(size), check=check, through=way)
         print_result(deployed, request, as_json=as_json)
 
 

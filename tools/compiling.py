@@ -181,6 +181,7 @@ def run_export_tensorrt(
     precision: Literal["fp32", "fp16", "bf16"],
     sizes: Mapping[str, Sequence[int]] | None,
     check: bool,
+    through: Literal["onnx", "torch_tensorrt"],
 ) -> DeployedModel:
     """Deploy the model and write what an engine is built from to `request.out`; options as of `gatefx.export`.
 
@@ -193,7 +194,7 @@ def run_export_tensorrt(
     with stages.stage("lowering for TensorRT"), _quiet():
         export(
             deployed, request.out, backend="tensorrt", tokenizer=tokenizer, overwrite=request.overwrite,
-            precision=precision, sizes=sizes, check=check,
+            precision=precision, sizes=sizes, check=check, through=through,
         )  # fmt: skip
     return deployed
 

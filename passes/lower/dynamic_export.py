@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...errors import CaptureError
+from ...errors import CaptureError, GatefxError
 from ..graph.signature import constant_size
 
 
@@ -55,6 +55,27 @@ def _settle_sizes(program: torch.export.ExportedProgram) -> None:
         if any(known is not None and size is not known for size, known in sizes):
             with value.fake_mode:
                 node.meta["val"] = value.new_empty([size if known is None else known for size, known in sizes])
+
+
+def output_places(program: torch.export.ExportedProgram, output_names: Sequence[str]) -> list[int]:
+    """For each wanted output, its place among the exported graph's flat outputs.
+
+    Raises:
+        GatefxError: the graph answers otherwise.
+    """
+    spec = program.call_spec.out_spec
+    places = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else None
+    if isinstance(places, dict) and all(isinstance(place, int) for place in places.values()):
+        if sorted(places) == sorted(output_names):
+            return [places[name] for name in output_names]
+        given = f"a dict of {list(places)}"
+    else:
+        given = f"the structure {spec}"
+    raise GatefxError(
+        "The graph's outputs are not those to be exported.",
+        given=given,
+        expected=f"a flat dict of tensors with the keys {list(output_names)}",
+    )
 
 
 def first_line(error: BaseException) -> str:

@@ -22,7 +22,7 @@ from ...errors import CaptureError, GatefxError, InputError, missing_package
 from ...runtime.native.library import native_status
 from ..simplify.fuse_updates import FuseUpdates
 from .direct_program import direct
-from .dynamic_export import export_dynamic, first_line
+from .dynamic_export import export_dynamic, first_line, output_places
 from .onnx_attention import attend_on_rows
 from .onnx_names import name_axes, name_nodes
 from .shared_axes import state_shared_axes
@@ -66,7 +66,7 @@ def lower_to_onnx(
     """
     _check_request(graph_module, example, opset)
     program = direct(export_dynamic(_as_graph(graph_module, example), example))
-    order = _output_order(program, output_names)
+    order = output_places(program, output_names)
     model = translate_program(program, opset)
     graph = model.graph
     for value, name in zip(graph.inputs, example, strict=True):
@@ -122,23 +122,6 @@ def _as_graph(module: nn.Module, example: Mapping[str, Tensor]) -> torch.fx.Grap
     else:
         graph_module = export_dynamic(module, example).module(False)
     return state_shared_axes(graph_module, list(example.values()))
-
-
-def _output_order(program: torch.export.ExportedProgram, output_names: Sequence[str]) -> list[int]:
-    """For each wanted output, its place among the exported graph's flat outputs."""
-    spec = program.call_spec.out_spec
-    places = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec) if spec is not None else None
-    if isinstance(places, dict) and all(isinstance(place, int) for place in places.values()):
-        if sorted(places) == sorted(output_names):
-            return [places[name] for name in output_names]
-        given = f"a dict of {list(places)}"
-    else:
-        given = f"the structure {spec}"
-    raise GatefxError(
-        "The graph's outputs are not those to be exported.",
-        given=given,
-        expected=f"a flat dict of tensors with the keys {list(output_names)}",
-    )
 
 
 def translate_program(program: torch.export.ExportedProgram, opset: int) -> onnx_ir.Model:

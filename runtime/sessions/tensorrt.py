@@ -5,7 +5,6 @@ Arrays are copied to the GPU and back by torch, which owns the memory; TensorRT 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,8 +14,8 @@ import torch
 
 from ...errors import ArtifactError, BudgetError, InputError, MissingDependencyError, ProviderError
 from ..artifact import Artifact
-from ..tensorrt.build_engine import ENGINE_FILE, PROFILES_FILE
-from ..tensorrt.build_files import PYTHON_SCRIPT, SHELL_SCRIPT, Profile
+from ..tensorrt.build_engine import ENGINE_FILE
+from ..tensorrt.build_files import PYTHON_SCRIPT, SHELL_SCRIPT, read_profile
 from .inputs import feed
 from .protocol import TensorSpec
 
@@ -30,9 +29,11 @@ class TensorRTSession:
         # A context holds the shapes of one call.
         self._lock = threading.Lock()
         self._artifact = artifact
-        self._profile = _profile(artifact)
+        self._profile = read_profile(artifact)
         names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
         taken = [name for name in names if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT]
+        # By output, the engine's name for it, where that is another.
+        self._own_names: Mapping[str, str] = artifact.manifest.get("engine_outputs", {})
         specs = {name: self._spec(name, trt) for name in names}
         self._inputs = tuple(specs[name] for name in taken)
         self._outputs = tuple(specs[name] for name in names if name not in taken)
@@ -153,8 +154,9 @@ class TensorRTSession:
         results = {}
         for spec in self._outputs:
             kind = torch.from_numpy(np.empty(0, spec.dtype)).dtype
-            results[spec.name] = torch.empty(tuple(context.get_tensor_shape(spec.name)), dtype=kind, device="cuda")
-            context.set_tensor_address(spec.name, results[spec.name].data_ptr())
+            own = self._own_names.get(spec.name, spec.name)
+            results[spec.name] = torch.empty(tuple(context.get_tensor_shape(own)), dtype=kind, device="cuda")
+            context.set_tensor_address(own, results[spec.name].data_ptr())
         if not context.execute_async_v3(stream.cuda_stream):
             raise InputError(
                 "TensorRT could not run the engine on these inputs.",
@@ -164,19 +166,13 @@ class TensorRTSession:
         stream.synchronize()
         return {name: tensor.cpu().numpy() for name, tensor in results.items()}
 
-    def _spec(self, name: str, trt: Any) -> TensorSpec:
-        """An input or output; open axes have the names of the manifest, where it has them."""
-        sizes: Sequence[int] = tuple(self._engine.get_tensor_shape(name))
+    def _spec(self, own: str, trt: Any) -> TensorSpec:
+        """An input or output that the engine names `own`; names are those of the manifest, where it has them."""
+        name = next((name for name, other in self._own_names.items() if other == own), own)
+        sizes: Sequence[int] = tuple(self._engine.get_tensor_shape(own))
         named = self.manifest["axes"].get(name, [None] * len(sizes))
         shape = tuple(axis if size < 0 else size for size, axis in zip(sizes, named, strict=True))
-        return TensorSpec(name, np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))), shape)
-
-
-def _profile(artifact: Artifact) -> Profile:
-    """The shapes the engine was built for; none where every size is fixed."""
-    profiles = json.loads(artifact.file(PROFILES_FILE).read_text(encoding="utf-8"))["profiles"]
-    found: Profile = profiles[0] if profiles else {}
-    return found
+        return TensorSpec(name, np.dtype(trt.nptype(self._engine.get_tensor_dtype(own))), shape)
 
 
 def _tensorrt() -> Any:

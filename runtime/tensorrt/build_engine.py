@@ -54,6 +54,13 @@ def _parse_errors(parser: Any) -> Iterator[str]:
         yield f"{error.node_operator()} {error.node_name()!r}: {error.desc()}"
 
 
+def write_whole(output: Path, engine: bytes) -> None:
+    """Write `output`, whole or not at all."""
+    half_written = output.with_name(output.name + ".writing")
+    half_written.write_bytes(engine)
+    os.replace(half_written, output)
+
+
 def main() -> int:
     """Build the engine of the folder that this file lies in."""
     here = Path(__file__).resolve().parent
@@ -70,9 +77,7 @@ def main() -> int:
     except RefusedError as refusal:
         print(f"TensorRT {tensorrt.__version__} does not take this model:\n{refusal}", file=sys.stderr)
         return 1
-    half_written = output.with_name(output.name + ".writing")
-    half_written.write_bytes(engine)
-    os.replace(half_written, output)
+    write_whole(output, engine)
     print(f"written: {output}, {len(engine)} bytes, by TensorRT {tensorrt.__version__}")
     return 0
 

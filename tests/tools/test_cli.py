@@ -21,7 +21,7 @@ COMPILING = {
 }  # fmt: skip
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset", "--generate", "--adapter", "--cache"},
-    ("export", "tensorrt"): COMPILING | {"--check", "--precision", "--size"},
+    ("export", "tensorrt"): COMPILING | {"--check", "--through", "--precision", "--size"},
     ("export", "triton"): {
         "--debug",
         "--instances",

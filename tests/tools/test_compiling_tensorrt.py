@@ -32,6 +32,19 @@ def test_a_folder_for_an_engine(gatefx: Command, gates_folder: Path, data_file: 
     assert "exported model for tensorrt" in printed
 
 
+def test_a_folder_for_torch_tensorrt(gatefx: Command, gates_folder: Path, data_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = "export", "tensorrt", gates_folder, out, "--data", data_file, "--through", "torch-tensorrt"
+    code, printed, err = gatefx(*arguments)
+    assert (code, err) == (0, "")
+    assert f"written: {out}" in printed
+    assert json.loads((out / "gatefx.json").read_text())["through"] == "torch_tensorrt"
+    assert (out / "program.pt2").is_file()
+    code, printed, err = gatefx("inspect", out)
+    assert (code, err) == (0, "")
+    assert "exported model for tensorrt" in printed
+
+
 def test_sizes_that_the_model_lacks_are_refused(
     gatefx: Command, gates_folder: Path, data_file: Path, tmp_path: Path
 ) -> None:

@@ -116,6 +116,21 @@ def test_inputs_and_outputs_have_the_names_of_the_manifest(session: TensorRTSess
     assert session.provider == "TensorRT"
 
 
+def test_outputs_that_an_engine_names_otherwise_have_their_own_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ArtifactWriter(tmp_path / "out") as writer:
+        (writer.path / "profiles.json").write_text(json.dumps({"profiles": [PROFILE]}))
+        renamed = {"outputs": ["scores"], "engine_outputs": {"scores": "logits"}}
+        artifact = writer.commit(DESCRIPTION | renamed)
+    (artifact.path / "model.engine").write_bytes(b"built")
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(FakeEngine()))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    session = TensorRTSession.open(artifact)
+    assert [str(spec) for spec in session.outputs] == ["scores: float32 (?, 3)"]
+    assert [spec.name for spec in session.inputs] == ["ids"]
+
+
 @pytest.mark.parametrize("size", [(5, 4), (2, 9), (2, 1)])
 def test_a_size_that_the_engine_was_not_built_for_is_refused(session: TensorRTSession, size: tuple[int, int]) -> None:
     with pytest.raises(InputError, match="not built for this size") as caught:
