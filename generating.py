@@ -34,6 +34,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
     cache: Cache | None = None,
     chunk: int | None = None,
     max_cache_len: int | None = None,
+    evict_every: int | None = None,
     records: UpdateRecords | None = None,
 ) -> Generation:
     """Read the prompts, and generate token by token.
@@ -56,6 +57,8 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         max_cache_len: keep rows for so many tokens, prompt and padding included, in buffers whose size stays from step
             to step (a static cache); layers that keep a part of the prompt have as many fewer. None lets caches grow;
             a decoder that was exported with generate="static" then has rows for `max_new_tokens`.
+        evict_every: let masklora drop generated tokens too, so many at a time, as if they were a part of the prompt;
+            None keeps them all.
         records: an `UpdateRecords` that is told which tokens took which update (tspeft, gatera), apart for prefill and
             decode; of models in torch.
 
@@ -76,6 +79,7 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
         cache=cache,
         chunk=chunk,
         max_cache_len=max_cache_len,
+        evict_every=evict_every,
     )
 
 

@@ -22,18 +22,25 @@ from .prompts import Prompt
 
 
 def read_chunks(
-    engine: Engine, prompt: Prompt, budget: object, cache: Cache | None, size: int, room: int | None = None
+    engine: Engine,
+    prompt: Prompt,
+    budget: object,
+    cache: Cache | None,
+    size: int,
+    *,
+    room: int | None = None,
+    remember: bool = False,
 ) -> tuple[Tensor, Cache]:
     """The logits of each row's last real token, (B, V), and the cache.
 
     Args:
         cache: what stands in front of the prompt; size: n, tokens a call; room: rows behind the prompt in a cache of
-            fixed size, None where it grows.
+            fixed size, None where it grows; remember: leave the scores that gates saw in the cache, for further parts.
 
     Raises:
         InputError: n is no positive number, or a gate chooses by the whole prompt at this budget.
     """
-    chooses = _check(engine, budget, size) and cache is None  # behind a cache every token stays
+    chooses = chooses_in_parts(engine, budget, size) and cache is None  # behind a cache every token stays
     ids, mask = packed(prompt.ids, prompt.mask)
     end = mask.sum(-1) - 1
     logits: Tensor | None = None
@@ -50,7 +57,7 @@ def read_chunks(
         logits = fresh if logits is None else torch.where(real.any(-1, keepdim=True), fresh, logits)
     if logits is None or cache is None:
         raise InputError("A prompt is empty.", given="no real token", expected="one token or more a row")
-    if chooses:
+    if chooses and not remember:
         cache = replace(cache, entries={name: v for name, v in cache.entries.items() if not is_seen(name)})
         cache = cache if room is None else engine.fixed(cache, room)
     return logits, cache
@@ -62,8 +69,8 @@ def packed(ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return ids.gather(-1, order), mask.gather(-1, order)
 
 
-def _check(engine: Engine, budget: object, size: object) -> bool:
-    """Whether a method is to choose part by part."""
+def chooses_in_parts(engine: Engine, budget: object, size: object) -> bool:
+    """Whether a method is to choose part by part, of `size` tokens. Errors as `read_chunks`."""
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise InputError("chunk counts tokens.", given=repr(size), expected="a positive integer, or None")
     budgets = budget if isinstance(budget, Mapping) else dict.fromkeys(engine.facts.chooses, budget)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ...errors import InputError
 from .cache import Cache
-from .chunks import read_chunks
+from .chunks import chooses_in_parts, read_chunks
 from .engine import Engine
+from .eviction import Eviction, check_interval
 from .prompts import Prompt, Rows, check_length, read_prompt
 from .sampling import Sampling, choose
 from .static_rows import check_cache_length
@@ -43,8 +44,16 @@ class Generation(Iterator[Tensor]):
         prefill, decode: what each phase did so far.
     """
 
-    def __init__(self, engine: Engine, start: tuple[Tensor, Cache], limit: int, stop: Tensor, sampling: Sampling):
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Engine,
+        start: tuple[Tensor, Cache],
+        limit: int,
+        stop: Tensor,
+        sampling: Sampling,
+        eviction: Eviction | None = None,
+    ) -> None:
+        self._engine, self._eviction = engine, eviction
         self._logits, self._cache = start
         self._limit, self._stop, self._sampling = limit, stop, sampling
         self._generator = sampling.generator()
@@ -100,7 +109,10 @@ class Generation(Iterator[Tensor]):
             return
         (ids, mask), self._pending = self._pending, None
         started = time.perf_counter()
-        self._logits, self._cache = self._engine.decode(ids, mask, self._cache)
+        state = self._engine.decode(ids, mask, self._cache)
+        if self._eviction is not None:
+            state = self._eviction.after(self._engine, ids, mask, state)
+        self._logits, self._cache = state
         seconds = self.decode.seconds + time.perf_counter() - started
         tokens, calls = self.decode.tokens + int(mask.sum()), self.decode.calls + 1
         self.decode = PhaseRecord(tokens, calls, seconds, self._cache.rows, self._cache.bytes)
@@ -118,12 +130,13 @@ def start_generation(  # noqa: PLR0913  # keyword-only: the options of `gatefx.g
     cache: Cache | None,
     chunk: int | None = None,
     max_cache_len: int | None = None,
+    evict_every: int | None = None,
 ) -> Generation:
     """Check the prompt, read it, and stand ready for the first token.
 
     Raises:
-        InputError: as `read_prompt`, `check_length`, `Cache.check`, `_room` and `read_chunks` say; no positive
-            number of tokens to generate.
+        InputError: as `read_prompt`, `check_length`, `Cache.check`, `_room`, `check_interval` and `read_chunks` say; no
+            positive number of tokens to generate.
     """
     if not isinstance(max_new_tokens, int) or isinstance(max_new_tokens, bool) or max_new_tokens < 1:
         raise InputError("max_new_tokens counts tokens.", given=repr(max_new_tokens), expected="a positive integer")
@@ -134,14 +147,19 @@ def start_generation(  # noqa: PLR0913  # keyword-only: the options of `gatefx.g
     check_length(prompt, None if cache is None else cache.last, max_new_tokens, engine.facts)
     width = prompt.ids.shape[1] if chunk is None else prompt.longest
     room = _room(engine, width, max_new_tokens, cache, max_cache_len)
+    if evict_every is not None:
+        chunk = prompt.longest if chunk is None else chunk
+        chooses = chooses_in_parts(engine, wanted, chunk)
+        check_interval(evict_every, chooses=chooses, cache=cache, length=max_cache_len)
     stops = engine.facts.stop if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
     started = time.perf_counter()
     if chunk is None:
         start = _read(engine, prompt, wanted, cache, room)
     else:
-        start = read_chunks(engine, prompt, wanted, cache, chunk, room)
+        start = read_chunks(engine, prompt, wanted, cache, chunk, room=room, remember=evict_every is not None)
     seconds = time.perf_counter() - started
-    generation = Generation(engine, start, max_new_tokens, torch.tensor(stops, dtype=torch.int64), sampling)
+    eviction = None if evict_every is None else Eviction(evict_every, start[1])
+    generation = Generation(engine, start, max_new_tokens, torch.tensor(stops, dtype=torch.int64), sampling, eviction)
     generation.prefill = PhaseRecord(int(prompt.mask.sum()), 1, seconds, start[1].rows, start[1].bytes)
     return generation
 

@@ -37,6 +37,14 @@ def test_parts_keep_the_tokens_that_torch_keeps(pruned: Any, ragged_prompts: Any
             torch.testing.assert_close(theirs.logits, ours.logits, atol=1e-4, rtol=0)
 
 
+def test_generated_tokens_are_dropped_alike(pruned: Any, ragged_prompts: Any) -> None:
+    options = {"max_new_tokens": 9, "stop": (), "budget": 0.5, "evict_every": 4}
+    engines = (pruned[0], gatefx.load(pruned[1], threads=1))
+    ours, theirs = (gatefx.generate(engine, *ragged_prompts(3, 20), **options) for engine in engines)
+    assert torch.equal(theirs.tokens, ours.tokens)
+    assert theirs.cache.rows == ours.cache.rows
+
+
 def test_its_weights_are_those_of_the_prefill(pruned: Any) -> None:
     graph = onnx.load(pruned[1] / PART_FILE, load_external_data=False).graph
     shared = {entry.value for t in graph.initializer for entry in t.external_data if entry.key == "location"}
