@@ -25,6 +25,7 @@ from .direct_program import direct
 from .dynamic_export import export_dynamic, first_line, output_places
 from .onnx_attention import attend_on_rows
 from .onnx_names import name_axes, name_nodes
+from .onnx_reshapes import drop_idle_reshapes
 from .shared_axes import state_shared_axes
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ def clean_model(model: onnx_ir.Model, opset: int) -> None:
     fold_constants(model, should_fold=lambda node: False if weights.intersection(node.inputs) else None)
     common.IdentityEliminationPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
+    drop_idle_reshapes(model)
     attend_on_rows(model)
     common.RemoveUnusedNodesPass()(model)
     common.OutputFixPass()(model)

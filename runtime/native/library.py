@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .places import FILES, SWITCH, Runtime, library_folder, switched_off
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 """Of the entry points that Python calls, as `CMakeLists.txt` states it for the C++ side."""
 
 BUILD = "gatefx build-native"

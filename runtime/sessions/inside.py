@@ -18,9 +18,7 @@ from ..artifact import Artifact
 from .budget import BudgetTable
 from .inputs import feed
 from .onnxruntime import MODEL_FILE, specs_of
-from .onnxruntime_start import onnxruntime_module, session_options
-
-_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+from .onnxruntime_start import WEIGHTS_FOLDER, onnxruntime_module, session_options
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class InsideSession:
         there = {output.name for output in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
         options = session_options(runtime, threads)
-        options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.path))
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(artifact.path))
         session = runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._names, self._session = list(names), session
         self._inputs = specs_of(session.get_inputs())

@@ -10,12 +10,16 @@ import numpy as np
 from ...errors import ArtifactError, CaptureError, InputError, ProviderError, missing_package
 from ..artifact import Artifact
 from ..native.library import NativeStatus, native_status
+from ..native.masked_attention import with_native_attention
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+
+WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+"""The option that says where a model in memory has its weights."""
 
 _ERRORS_ONLY = 3
 
@@ -31,8 +35,12 @@ def start(
     options = session_options(runtime, threads)
     wanted = _available(runtime, provider)
     used = _register_native(options, wanted, native)
+    path = artifact.file(file)
+    model = with_native_attention(path) if used.active else None
+    if model is not None:
+        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
-        session, obtained = _started(runtime, str(artifact.file(file)), options, wanted)
+        session, obtained = _started(runtime, str(path) if model is None else model, options, wanted)
     except (ArtifactError, ProviderError):
         raise
     except Exception as error:

@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 
+#include "attention_cases.h"
 #include "linear_cases.h"
 
 namespace gatefx {
@@ -113,7 +114,8 @@ bool one(unsigned seed) {
     if (!Case<Store>(random, in_place).token_gated(1e6)) return false;
   }
   return LinearCase<Store>(random).gated(random) && LinearCase<Store>(random).token_gated(0) &&
-         LinearCase<Store>(random).token_gated(1e6) && LinearCase<Store>(random).routed(random);
+         LinearCase<Store>(random).token_gated(1e6) && LinearCase<Store>(random).routed(random) &&
+         AttentionCase<Store>(random).agrees() && AttentionCase<Store>(random).agrees();
 }
 
 }  // namespace

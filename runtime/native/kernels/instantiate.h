@@ -5,6 +5,7 @@
 //   GATEFX_LAYER_PANELS, GATEFX_LAYER_SUMS   panels of a layer in one tile, and the vectors of sums that fit beside them
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 #include "table.h"
 
@@ -35,10 +36,12 @@ namespace GATEFX_ISA {
 #include "products.h"
 #include "updates.h"
 #include "layers.h"
+#include "attention.h"
 
 template <class Store>
 constexpr Kernels<Store> kernels() {
-  return {add_update<Store>, add_large_updates<Store>, project<Store>, run_layer<Store>, widen<Store>};
+  return {add_update<Store>, add_large_updates<Store>, project<Store>,   run_layer<Store>,
+          widen<Store>,      attend<Store>,            pack_keys<Store>, pack_values<Store>};
 }
 
 extern const Table table;

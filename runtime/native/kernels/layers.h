@@ -179,3 +179,11 @@ void widen(const Store* from, Real<Store>* to, int64_t count) {
   for (; i + kWidth <= count; i += kWidth) store(to + i, load(from + i));
   if (i < count) store_some(to + i, count - i, load_some(from + i, count - i));
 }
+
+template <class Store>
+void narrow(const Real<Store>* from, Store* to, int64_t count) {
+  constexpr int kWidth = kLanes<Real<Store>>;
+  int64_t i = 0;
+  for (; i + kWidth <= count; i += kWidth) store(to + i, load(from + i));
+  if (i < count) store_some(to + i, count - i, load_some(from + i, count - i));
+}

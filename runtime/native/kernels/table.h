@@ -58,6 +58,22 @@ struct Block {
   int64_t tokens;
 };
 
+// Queries and keys whose scores are in the nearest cache together, and the longest row of a head.
+constexpr int64_t kSeekers = 48, kSought = 128, kMostHead = 256;
+
+// Consecutive queries of one head, and all keys and values that they may see, packed.
+template <class Store>
+struct Attention {
+  const Store* q;             // rows (head), q_stride apart
+  const Real<Store>* keys;    // (panels of keys, head, kPanel)
+  const Real<Store>* values;  // (blocks of kSought keys, panels of value_head, keys of the block, kPanel)
+  const bool* visible;        // rows (count), visible_stride apart; a stride of 0 is one row for all queries
+  Store* out;                 // rows (value_head), out_stride apart
+  int64_t q_stride, visible_stride, out_stride;
+  int64_t queries, count, head, value_head;  // up to kSeekers queries
+  Real<Store> scale;
+};
+
 template <class Store>
 struct Kernels {
   // out = base + scale * B A x for every token.
@@ -70,6 +86,11 @@ struct Kernels {
   void (*run_layer)(const Layer<Store>&, const Block<Store>&, const Directions<Store>&, int64_t first, int64_t end);
   // `count` elements in the arithmetic's type.
   void (*widen)(const Store* from, Real<Store>* to, int64_t count);
+  // Softmax attention of a block of queries.
+  void (*attend)(const Attention<Store>&);
+  // `count` rows of keys or values, `stride` apart, as `attend` reads them.
+  void (*pack_keys)(const Store* from, int64_t stride, int64_t count, int64_t head, Real<Store>* to);
+  void (*pack_values)(const Store* from, int64_t stride, int64_t count, int64_t head, Real<Store>* to);
 };
 
 struct Table {

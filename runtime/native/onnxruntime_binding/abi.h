@@ -41,6 +41,8 @@ enum Slot : size_t {
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
+  kInfoGetFloat = 85,
+  kInfoGetInteger = 86,
   kContextGetInput = 90,
   kContextGetOutput = 91,
   kReleaseStatus = 93,

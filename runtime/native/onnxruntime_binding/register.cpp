@@ -4,6 +4,7 @@
 #include <mutex>
 
 #include "../entry_points.h"
+#include "attention_kernels.h"
 #include "linear_kernels.h"
 #include "lora_kernels.h"
 
@@ -38,6 +39,7 @@ Status* shared_domain(const Api& api, Domain*& domain) {
     GATEFX_RETURN_IF_ERROR(add_types<GatedLinear>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinear>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<RoutedLinear>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<MaskedAttention>(api, fresh));
     made = fresh;
   }
   domain = made;

@@ -1,0 +1,101 @@
+"""Attention under a mask of flags by the native library, in the model that a session of ONNX Runtime is started on.
+
+    q, k, v (B, T, H·D), visible (B, 1, T, S) ─▶ Attention ─▶ (B, T, H·D)
+        →   the same ─▶ gatefx::MaskedAttention ─▶ (B, T, H·D)
+
+The file keeps the standard node, so that every runtime reads it; only a session that has the library sees the other.
+ONNX Runtime's own kernel writes the scores of all heads, B·H·T·S numbers, before it reads them; the native one keeps a
+few of them near and skips blocks of keys that no query of a block sees. Both mean the same: softmax over the visible
+keys, zeros where a query sees none.
+
+Declines attentions of rank four, with a cache, without a mask or with one of numbers, of types that the library does
+not take, and what else the standard operator can do (causal by itself, softcap, scores as an answer).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+DOMAIN, MASKED_ATTENTION = "gatefx", "MaskedAttention"
+
+_INPUTS, _ROWS_RANK = 4, 3
+_NEUTRAL = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
+"""What says nothing where it has this value."""
+
+
+def with_native_attention(file: Path) -> bytes | None:
+    """The model of `file`, its weights where they are, with every attention that the library can run.
+
+    None where there is none of them, or without the package `onnx_ir`: then the file itself is the model to run.
+    """
+    if importlib.util.find_spec("onnx_ir") is None:
+        return None
+    import onnx_ir
+
+    model = onnx_ir.load(file)
+    if not mask_natively(model):
+        return None
+    serialised: bytes = onnx_ir.to_proto(model).SerializeToString()
+    return serialised
+
+
+def mask_natively(model: onnx_ir.Model) -> int:
+    """Replace in place every attention that the library can run; how many."""
+    found = [node for node in model.graph if node.op_type == "Attention" and not node.domain]
+    return sum(_replaced(model, node) for node in found)
+
+
+def _replaced(model: onnx_ir.Model, node: onnx_ir.Node) -> bool:
+    import onnx_ir
+
+    scale = _scale(node) if _plain(node) else None
+    if scale is None:
+        return False
+    heads = [node.attributes[key] for key in ("q_num_heads", "kv_num_heads")]
+    native = onnx_ir.Node(
+        DOMAIN,
+        MASKED_ATTENTION,
+        node.inputs[:_INPUTS],
+        [*heads, onnx_ir.AttrFloat32("scale", scale)],
+        num_outputs=1,
+        name=node.name,
+        metadata_props=dict(node.metadata_props),
+    )
+    old, new = node.outputs[0], native.outputs[0]
+    old.name, new.name, new.shape, new.type = None, old.name, old.shape, old.type
+    model.graph.insert_before(node, native)
+    old.replace_all_uses_with(new, replace_graph_outputs=True)
+    model.graph.remove(node, safe=True)
+    model.graph.opset_imports.setdefault(DOMAIN, 1)
+    return True
+
+
+def _plain(node: onnx_ir.Node) -> bool:
+    """Whether the node is softmax attention on rows under a mask of flags, and nothing else."""
+    import onnx_ir
+
+    if len(node.outputs) != 1 or [value is not None for value in node.inputs] != [True] * _INPUTS:
+        return False
+    query, mask = node.inputs[0], node.inputs[_INPUTS - 1]
+    if query is None or query.shape is None or len(query.shape) != _ROWS_RANK:
+        return False
+    if mask is None or mask.dtype != onnx_ir.DataType.BOOL:
+        return False
+    others = set(node.attributes) - {"q_num_heads", "kv_num_heads", "scale"}
+    return all(name in _NEUTRAL and node.attributes[name].value == _NEUTRAL[name] for name in others)
+
+
+def _scale(node: onnx_ir.Node) -> float | None:
+    """What scores are multiplied with, if the node says it or the width of a head is known."""
+    if "scale" in node.attributes:
+        return node.attributes["scale"].as_float()
+    query = node.inputs[0]
+    width = None if query is None or query.shape is None else query.shape[2]
+    if not isinstance(width, int):
+        return None
+    return float((width // node.attributes["q_num_heads"].as_int()) ** -0.5)
