@@ -42,7 +42,8 @@ class AttentionCase:
 
     @property
     def scale(self) -> float:
-        return self.shape[5] ** -0.5
+        """As the node's attribute has it."""
+        return float(np.float32(self.shape[5] ** -0.5))
 
     @cached_property
     def tensors(self) -> dict[str, Tensor]:
