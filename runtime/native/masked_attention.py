@@ -93,7 +93,7 @@ def _plain(node: onnx_ir.Node) -> bool:
 def _scale(node: onnx_ir.Node) -> float | None:
     """What scores are multiplied with, if the node says it or the width of a head is known."""
     if "scale" in node.attributes:
-        return node.attributes["scale"].as_float()
+        return float(node.attributes["scale"].as_float())
     query = node.inputs[0]
     width = None if query is None or query.shape is None else query.shape[2]
     if not isinstance(width, int):
