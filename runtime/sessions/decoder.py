@@ -6,7 +6,6 @@ become numpy arrays. A static cache is bound as both, so that every step writes 
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,14 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...errors import ArtifactError, InputError
+from ...errors import InputError
 from ..artifact import Artifact
 from ..cache_names import (
     CROSS_MASK,
-    GROWING,
     LOGITS,
     PROMPT_END,
-    STATIC,
     is_cross,
     is_past,
     is_present,
@@ -39,6 +36,7 @@ from ..generation.engine import DecoderFacts, last_places, last_tokens, places_a
 from ..generation.static_rows import StaticRows, kept_rows, with_room
 from ..native.library import NativeStatus
 from .budget import BudgetTable, by_method
+from .decoder_facts import facts_from
 from .onnxruntime import MODEL_FILE, OnnxSession
 from .onnxruntime_start import onnxruntime_module, start
 
@@ -59,7 +57,7 @@ class OnnxDecoder(OnnxSession):
         super().__init__(session, artifact, provider, native)
         self._decode, self._part = decode, part
         self._device = _DEVICES.get(provider, "cpu")
-        self._facts = _facts(artifact.manifest)
+        self._facts = facts_from(artifact.manifest)
 
     @classmethod
     def open(
@@ -75,7 +73,7 @@ class OnnxDecoder(OnnxSession):
         prefill, obtained, used = start(opened, MODEL_FILE, provider=provider, threads=threads, native=native)
         decode, _, _ = start(opened, DECODE_FILE, provider=provider, threads=threads, native=native)
         part = None
-        if _facts(opened.manifest).streams:
+        if facts_from(opened.manifest).streams:
             part, _, _ = start(opened, PART_FILE, provider=provider, threads=threads, native=native)
         return cls(prefill, opened, obtained, used, decode, part)
 
@@ -290,24 +288,3 @@ def _new(ids: Tensor, mask: Tensor, positions: Tensor) -> dict[str, np.ndarray]:
 def _changeable(budget: object, tables: Mapping[str, BudgetTable]) -> object:
     """Of several methods' budgets, those that may change."""
     return {name: value for name, value in budget.items() if name in tables} if isinstance(budget, Mapping) else budget
-
-
-def _facts(manifest: Mapping[str, Any]) -> DecoderFacts:
-    try:
-        told = manifest["decoder"]
-        return DecoderFacts(
-            int(told["vocabulary"]),
-            told["positions"],
-            tuple(told["stop"]),
-            int(told["pad"]),
-            tuple(told.get("start", ())),  # folders of earlier versions hold decoders alone
-            told.get("chooses", dict.fromkeys(manifest["methods"], math.inf)),  # and do not say who chooses
-            told.get("cache", GROWING) == STATIC,
-            tuple(told.get("streams", ())),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            "The artifact does not say what its decoder takes.",
-            given=str(manifest.get("decoder")),
-            expected="a folder that gatefx.export(…, generate=True) wrote",
-        ) from error
