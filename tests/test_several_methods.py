@@ -22,7 +22,12 @@ from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.gated import GatedModel
 
 NAMES = tuple(dict.fromkeys(kind_of(config) for config in METHODS.values()))
-SUBSETS = [subset for size in range(2, len(NAMES) + 1) for subset in itertools.combinations(NAMES, size)]
+#: Pairs and all of them; what lies between is slow together, half a minute a subset where two cores are shared.
+SUBSETS = [
+    pytest.param(subset, marks=() if size in (2, len(NAMES)) else pytest.mark.slow, id="+".join(subset))
+    for size in range(2, len(NAMES) + 1)
+    for subset in itertools.combinations(NAMES, size)
+]
 #: Of the others the default; weightlora's is half of the adapters.
 BUDGETS = {"ccm": 4, "tspeft": 0.5, "gatera": 0.5, "masklora": 0.5}
 DATA = [tiny_inputs("bert", batch=6, tokens=9, seed=seed) for seed in range(3)]
@@ -70,7 +75,7 @@ def apart(model: DeployedModel) -> float:
     return max(float((model(**batch).logits - model.reference(**batch).logits).abs().max()) for batch in HELD_OUT)
 
 
-@pytest.mark.parametrize("names", SUBSETS, ids="+".join)
+@pytest.mark.parametrize("names", SUBSETS)
 def test_a_subset_trains_and_deploys_to_its_masked_meaning(names: Sequence[str], tolerance: Any) -> None:
     fast = deployed(names)
 
