@@ -134,6 +134,13 @@ def generate(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
     top_k: Annotated[int | None, typer.Option(help="Draw among so many of the likeliest.")] = None,
     top_p: Annotated[float | None, typer.Option(help="Draw among the likeliest of this probability together.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the draws.")] = None,
+    chunk: Annotated[int | None, typer.Option(min=1, help="Read prompts so many tokens a call.")] = None,
+    max_cache_len: Annotated[
+        int | None, typer.Option(min=1, help="Rows of a cache of fixed size, prompt and padding included.")
+    ] = None,
+    evict_every: Annotated[
+        int | None, typer.Option(min=1, help="Let masklora drop generated tokens too, so many at a time.")
+    ] = None,
     data: Data = None,
     base: Base = None,
     threads: Annotated[
@@ -148,8 +155,8 @@ def generate(  # noqa: PLR0913, PLR0917  # every parameter is an option of the c
         from .generating import GenerateRequest, run_generate
 
         request = GenerateRequest(
-            folder, tuple(prompts or ()), max_tokens, parse_budgets(budget), temperature, top_k, top_p, seed, data,
-            base, threads,
+            folder, tuple(prompts or ()), max_tokens, parse_budgets(budget), temperature, top_k, top_p, seed, chunk,
+            max_cache_len, evict_every, data, base, threads,
         )  # fmt: skip
         run_generate(request, as_json=as_json)
 

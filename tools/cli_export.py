@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,6 +28,9 @@ from .cli_options import (
 )
 from .cli_result import print_result
 from .errors_console import reported
+
+if TYPE_CHECKING:
+    from ..exporting_decoder import Generate
 
 export_app = typer.Typer(help="Write a model for an engine.", no_args_is_help=True, context_settings=HELP)
 
@@ -54,6 +57,12 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
     cache: Annotated[
         bool, typer.Option("--cache", help="Write a decoder's one graph with its cache, as Optimum generates with it.")
     ] = False,
+    static: Annotated[
+        bool, typer.Option("--static", help="With --generate: caches of fixed size, written in place.")
+    ] = False,
+    parts: Annotated[
+        bool, typer.Option("--parts", help="With --generate: also the graph that reads prompts in parts.")
+    ] = False,
     adapter: Annotated[
         list[str] | None,
         typer.Option(
@@ -65,8 +74,7 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
     debug: Debug = False,
 ) -> None:
     """Write an ONNX folder that ONNX Runtime, transformers and gatefx.load open."""
-    if cache and generate:
-        raise typer.BadParameter("--generate is for gatefx, --cache for Optimum: choose one")
+    wanted = _generated(generate=generate, cache=cache, static=static, parts=parts)
     with reported(debug):
         from .compiling import CompileRequest, parse_adapters, parse_budgets, run_export
 
@@ -75,8 +83,25 @@ def export_onnx(  # noqa: PLR0913, PLR0917  # every parameter is an option of th
             model, out, tuple(method or ()), parse_budgets(budget), data, base, text_column, max_length, batch_size,
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
-        deployed = run_export(request, opset, generate="optimum" if cache else generate, adapters=adapters)
+        deployed = run_export(request, opset, generate=wanted, adapters=adapters)
         print_result(deployed, request, as_json=as_json)
+
+
+def _generated(*, generate: bool, cache: bool, static: bool, parts: bool) -> Generate:
+    """What `export` is told of the four switches.
+
+    Raises:
+        typer.BadParameter: they exclude each other.
+    """
+    if cache and generate:
+        raise typer.BadParameter("--generate is for gatefx, --cache for Optimum: choose one")
+    if static and parts:
+        raise typer.BadParameter("prompts in parts need caches that grow: choose one of --static and --parts")
+    if (static or parts) and not generate:
+        raise typer.BadParameter("--static and --parts say how a decoder is written: add --generate")
+    if cache:
+        return "optimum"
+    return "static" if static else "parts" if parts else generate
 
 
 @export_app.command("tensorrt")

@@ -44,6 +44,9 @@ class GenerateRequest:
     top_k: int | None
     top_p: float | None
     seed: int | None
+    chunk: int | None
+    max_cache_len: int | None
+    evict_every: int | None
     data: Path | None
     base: str | None
     threads: int | None
@@ -145,6 +148,7 @@ def _start(request: GenerateRequest, model: Any, ids: Sequence[Sequence[int]]) -
     return generate(
         model, ids, max_new_tokens=request.max_tokens, temperature=request.temperature, top_k=request.top_k,
         top_p=request.top_p, seed=request.seed, budget=request.budget,  # type: ignore[arg-type]  # a parsed one holds no None
+        chunk=request.chunk, max_cache_len=request.max_cache_len, evict_every=request.evict_every,
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ COMPILING = {
     "--freeze-static", "--json", "--max-length", "--method", "--overwrite", "--text-column",
 }  # fmt: skip
 OPTIONS = {
-    ("export", "onnx"): COMPILING | {"--opset", "--generate", "--adapter", "--cache"},
+    ("export", "onnx"): COMPILING | {"--opset", "--generate", "--static", "--parts", "--adapter", "--cache"},
     ("export", "tensorrt"): COMPILING | {"--check", "--through", "--precision", "--size"},
     ("export", "triton"): {
         "--debug",
@@ -47,9 +47,12 @@ OPTIONS = {
     ("generate",): {
         "--base",
         "--budget",
+        "--chunk",
         "--data",
         "--debug",
+        "--evict-every",
         "--json",
+        "--max-cache-len",
         "--max-tokens",
         "--seed",
         "--temperature",

@@ -55,3 +55,19 @@ def test_an_encoder_is_refused(gatefx: Command, gates_folder: Path, tmp_path: Pa
     assert code == 2
     assert "The model cannot generate." in err
     assert not (tmp_path / "out").exists()
+
+
+def test_fixed_caches_and_prompts_in_parts_are_written_on_request(
+    gatefx: Command, decoder_folder: Path, decoder_artifact: Path, data_file: Path, tmp_path: Path
+) -> None:
+    export = ("export", "onnx", decoder_folder, tmp_path / "out", "--data", data_file, "--budget", "100%")
+    code, _, err = gatefx(*export, "--generate", "--static")
+    assert (code, err) == (0, "")
+    said = [
+        gatefx("generate", folder, "the film was good", "--max-tokens", 5)
+        for folder in (tmp_path / "out", decoder_artifact)
+    ]
+    assert said[0][:2] == said[1][:2]
+    for switches in (("--static",), ("--parts",), ("--generate", "--static", "--parts"), ("--generate", "--cache")):
+        code, _, err = gatefx(*export, *switches)
+        assert (code, "--" in err) == (2, True), switches

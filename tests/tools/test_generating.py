@@ -57,6 +57,13 @@ def test_several_prompts_and_drawn_tokens(gatefx: Command, decoder_artifact: Pat
     assert (result["prefill"]["tokens"], result["decode"]["calls"]) == (11, 4)
 
 
+def test_prompts_in_parts_and_caches_of_fixed_size(gatefx: Command, decoder_artifact: Path, tmp_path: Path) -> None:
+    plain = ("generate", decoder_artifact, _PROMPTS[0], "--max-tokens", 6)
+    assert gatefx(*plain, "--chunk", 2)[:2] == gatefx(*plain)[:2]
+    code, _, err = gatefx(*plain, "--max-cache-len", 8)
+    assert (code, "static" in err) == (2, True)
+
+
 def test_saved_gates_generate_in_torch(gatefx: Command, decoder_folder: Path, data_file: Path, tmp_path: Path) -> None:
     fitted = tmp_path / "fitted"
     options = ("--method", "tspeft", "--budget", "50%", "--distill-steps", 2)
