@@ -117,8 +117,8 @@ optimum-checks:
 	GATEFX_OPTIMUM_PYTHON=$(abspath $(OPTIMUM_READER)) $(OPTIMUM_VENV)/bin/python -m pytest -W error \
 		tests/runtime/test_optimum.py tests/tools/test_optimum_register.py
 
-# Hardened adapters in vLLM on the CPU, which wants an older transformers than gatefx: a second venv runs it. Some minutes.
-# What vLLM brings for pictures and sound is linked against torch for CUDA, and stops it from being imported.
+# Hardened adapters and gated models in vLLM on the CPU, which wants an older transformers than gatefx: a second venv runs
+# it. Some minutes. What vLLM brings for pictures and sound is linked against torch for CUDA, and stops it from being imported.
 VLLM_VENV ?= .venv-vllm
 VLLM_PYTHON := $(VLLM_VENV)/reader/bin/python
 vllm-checks:
@@ -129,7 +129,8 @@ vllm-checks:
 	$(VLLM_PYTHON) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
 	GATEFX_VLLM_PYTHON=$(abspath $(VLLM_PYTHON)) $(VLLM_VENV)/bin/python -m pytest -W error \
-		tests/runtime/serving/test_vllm_adapters.py tests/runtime/serving/test_vllm_plugin.py
+		tests/runtime/serving/test_vllm_adapters.py tests/runtime/serving/test_vllm_plugin.py \
+		tests/runtime/serving/test_vllm_folder.py
 
 clean:
 	rm -rf $(VENV) $(GPU_VENV) $(TORCH_TENSORRT_VENV) $(SERVE_VENV) $(OPENVINO_VENV) $(OPTIMUM_VENV) $(VLLM_VENV) .typecheck build *.egg-info

@@ -59,5 +59,5 @@ def _check_decided(folder: Path) -> None:
         given=f"{folder}: gates of {', '.join(methods)}; {_PAGED if _COMPACTING in methods else _WHOLE}",
         expected="an adapter that decides nothing more",
         remedy="gatefx.optimize(gated, …).save_adapter(folder) where every decision is settled (weightlora, a budget "
-        "of 100%); else export it, and serve it with `gatefx serve` or gatefx.generate",
+        "of 100%); gatera's and tspeft's gates: vllm_folder.write_vllm_folder; else `gatefx serve` or gatefx.generate",
     )

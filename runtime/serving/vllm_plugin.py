@@ -16,6 +16,7 @@ from pathlib import Path
 import vllm
 from vllm.lora.request import LoRARequest
 from vllm.lora.resolver import LoRAResolver, LoRAResolverRegistry
+from vllm.model_executor.models import ModelRegistry
 
 from ...errors import GatefxError, InputError, MissingDependencyError
 from ..manifest import is_inside
@@ -27,6 +28,8 @@ NAME = "gatefx"
 """Of the resolver."""
 TRIED = ("0.32",)
 """Versions of vLLM, without their patch."""
+GATED = {"GatefxLlamaForCausalLM": "gatefx.runtime.serving.vllm_llama:GatefxLlamaForCausalLM"}
+"""Architectures with gates, see `vllm_folder.py`, and their classes."""
 _NEW_ID = 1  # vLLM numbers adapters itself when it has resolved them
 
 
@@ -58,6 +61,9 @@ def register() -> None:
     Raises:
         InputError: the variable names no folder; MissingDependencyError: a version of vLLM that was not tried.
     """
+    if _tried(str(vllm.__version__)):
+        for name, place in GATED.items():
+            ModelRegistry.register_model(name, place)
     named = os.environ.get(VARIABLE)
     if not named:
         return
@@ -68,13 +74,17 @@ def register() -> None:
     LoRAResolverRegistry.register_resolver(NAME, AdapterResolver(root))
 
 
+def _tried(version: str) -> bool:
+    return ".".join(version.split(".")[:2]) in TRIED
+
+
 def check_version(version: str) -> None:
     """Refuse a vLLM that was not tried.
 
     Raises:
         MissingDependencyError: as said.
     """
-    if ".".join(version.split(".")[:2]) not in TRIED:
+    if not _tried(version):
         raise MissingDependencyError(
             "gatefx's plugin was not tried with this vLLM.",
             given=f"vllm {version}",
