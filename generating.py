@@ -56,7 +56,8 @@ def generate(  # noqa: PLR0913  # one public door: each is a documented option
             budget, encoder-decoders.
         max_cache_len: keep rows for so many tokens, prompt and padding included, in buffers whose size stays from step
             to step (a static cache); layers that keep a part of the prompt have as many fewer. None lets caches grow;
-            a decoder that was exported with generate="static" then has rows for `max_new_tokens`.
+            a decoder exported with generate="static" then has rows for `max_new_tokens`. To go on from the cache
+            afterwards, say more.
         evict_every: let masklora drop generated tokens too, so many at a time, as if they were a part of the prompt;
             None keeps them all.
         records: an `UpdateRecords` that is told which tokens took which update (tspeft, gatera), apart for prefill and

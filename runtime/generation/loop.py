@@ -107,12 +107,13 @@ class Generation(Iterator[Tensor]):
         """Let the engine read the last step's tokens."""
         if self._pending is None:
             return
-        (ids, mask), self._pending = self._pending, None
+        ids, mask = self._pending
         started = time.perf_counter()
         state = self._engine.decode(ids, mask, self._cache)
         if self._eviction is not None:
             state = self._eviction.after(self._engine, ids, mask, state)
         self._logits, self._cache = state
+        self._pending = None  # only now: what was refused is still to be read
         seconds = self.decode.seconds + time.perf_counter() - started
         tokens, calls = self.decode.tokens + int(mask.sum()), self.decode.calls + 1
         self.decode = PhaseRecord(tokens, calls, seconds, self._cache.rows, self._cache.bytes)

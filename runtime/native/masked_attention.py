@@ -8,8 +8,9 @@ ONNX Runtime's own kernel writes the scores of all heads, B·H·T·S numbers, be
 few of them near and skips blocks of keys that no query of a block sees. Both mean the same: softmax over the visible
 keys, zeros where a query sees none.
 
-Declines attentions of rank four, with a cache, without a mask or with one of numbers, of types that the library does
-not take, and what else the standard operator can do (causal by itself, softcap, scores as an answer).
+Declines attentions of rank four (of decoders with rotary positions), with a cache, without a mask or with one of
+numbers, of heads whose width is not known or above 256, and what else the standard operator can do (causal by itself,
+softcap, scores as an answer).
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 DOMAIN, MASKED_ATTENTION = "gatefx", "MaskedAttention"
 
-_INPUTS, _ROWS_RANK = 4, 3
+_INPUTS, _ROWS_RANK, _WIDEST = 4, 3, 256
+"""Inputs, axes of a query, and features of a head, which the library keeps near."""
 _NEUTRAL = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
 """What says nothing where it has this value."""
 
@@ -53,9 +55,11 @@ def mask_natively(model: onnx_ir.Model) -> int:
 def _replaced(model: onnx_ir.Model, node: onnx_ir.Node) -> bool:
     import onnx_ir
 
-    scale = _scale(node) if _plain(node) else None
-    if scale is None:
+    widths = _head_widths(node) if _plain(node) else None
+    if widths is None or max(widths) > _WIDEST:
         return False
+    said = node.attributes.get("scale")
+    scale = float(widths[0] ** -0.5) if said is None else float(said.as_float())
     heads = [node.attributes[key] for key in ("q_num_heads", "kv_num_heads")]
     native = onnx_ir.Node(
         DOMAIN,
@@ -90,12 +94,13 @@ def _plain(node: onnx_ir.Node) -> bool:
     return all(name in _NEUTRAL and node.attributes[name].value == _NEUTRAL[name] for name in others)
 
 
-def _scale(node: onnx_ir.Node) -> float | None:
-    """What scores are multiplied with, if the node says it or the width of a head is known."""
-    if "scale" in node.attributes:
-        return float(node.attributes["scale"].as_float())
-    query = node.inputs[0]
-    width = None if query is None or query.shape is None else query.shape[2]
-    if not isinstance(width, int):
-        return None
-    return float((width // node.attributes["q_num_heads"].as_int()) ** -0.5)
+def _head_widths(node: onnx_ir.Node) -> tuple[int, int] | None:
+    """(features of a query's head, of a value's), if the graph says them."""
+    widths = []
+    for place, count in ((0, "q_num_heads"), (2, "kv_num_heads")):
+        rows = node.inputs[place]
+        width = None if rows is None or rows.shape is None else rows.shape[len(rows.shape) - 1]
+        if not isinstance(width, int):
+            return None
+        widths.append(width // node.attributes[count].as_int())
+    return widths[0], widths[1]

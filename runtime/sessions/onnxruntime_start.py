@@ -36,10 +36,10 @@ def start(
     wanted = _available(runtime, provider)
     used = _register_native(options, wanted, native)
     path = artifact.file(file)
-    model = with_native_attention(path) if used.active else None
-    if model is not None:
-        options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
     try:
+        model = with_native_attention(path) if used.active else None
+        if model is not None:
+            options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
         session, obtained = _started(runtime, str(path) if model is None else model, options, wanted)
     except (ArtifactError, ProviderError):
         raise

@@ -61,7 +61,8 @@ class TensorRTSession:
                 "The folder's engine is not built yet.",
                 given=str(artifact.path),
                 expected=ENGINE_FILE,
-                remedy=f"run {SHELL_SCRIPT} or python {PYTHON_SCRIPT} in the folder, on the machine that will run it",
+                remedy=f"run python {PYTHON_SCRIPT} in the folder (or its {SHELL_SCRIPT}, if it has one), on the "
+                "machine that will run it",
             )
         runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
         engine = runtime.deserialize_cuda_engine(path.read_bytes())
@@ -70,7 +71,7 @@ class TensorRTSession:
                 f"TensorRT {trt.__version__} does not load the engine.",
                 given=str(path),
                 expected="an engine that this TensorRT built for this GPU",
-                remedy=f"run {SHELL_SCRIPT} again on this machine",
+                remedy=f"run python {PYTHON_SCRIPT} in the folder again, on this machine",
             )
         return cls(engine, artifact, trt)
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ...errors import CaptureError, GatefxError, MissingDependencyError, ProviderError
+from ...errors import ArtifactError, CaptureError, GatefxError, MissingDependencyError, ProviderError
 from ..artifact import Artifact
+from ..ops import token_ops, update_ops  # noqa: F401  # define the operators that programs of masklora and gatera call
 from .build_engine import ENGINE_FILE, write_whole
 from .build_files import PROGRAM_FILE, Profile, read_profile
 
@@ -102,14 +103,32 @@ def main(folder: Path) -> int:
     output = folder / ENGINE_FILE
     try:
         artifact = Artifact.open(folder)
-        program = torch.export.load(artifact.file(PROGRAM_FILE))
-        engine = build_engine(program, read_profile(artifact))
+        engine = build_engine(read_program(artifact), read_profile(artifact))
     except GatefxError as error:
         print(error, file=sys.stderr)
         return 1
     write_whole(output, engine)
     print(f"written: {output}, {len(engine)} bytes, by torch-tensorrt")
     return 0
+
+
+def read_program(artifact: Artifact) -> torch.export.ExportedProgram:
+    """The program of a folder that was exported with `through="torch_tensorrt"`.
+
+    Raises:
+        ArtifactError: torch does not load it.
+    """
+    path = artifact.file(PROGRAM_FILE)
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        # torch's loader raises what it meets.
+        raise ArtifactError(
+            f"torch {torch.__version__} does not load the program.",
+            given=f"{path}: {error}",
+            expected="a program that this torch can read",
+            remedy="Compare the versions in gatefx.json with the installed ones, or export again.",
+        ) from error
 
 
 def import_torch_tensorrt() -> Any:

@@ -21,6 +21,15 @@ def model(pruned_decoder: Any) -> Any:
     return made
 
 
+def test_a_token_that_had_no_row_is_refused_each_time_it_would_be_read(model: Any) -> None:
+    """The last token is only read to go on from: 4 and 3 rows generate four tokens, and cache three of them."""
+    generation = gatefx.generate(model, [[5, 6, 7, 8]], max_new_tokens=4, stop=(), max_cache_len=7)
+    assert generation.tokens.shape == (1, 4)
+    for _ in range(2):
+        with pytest.raises(InputError, match="rows"):
+            _ = generation.cache
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("budget", [1.0, 0.5, 0.3])
 def test_tokens_are_those_of_a_cache_that_grows(model: Any, ragged_prompts: Any, budget: float, side: str) -> None:

@@ -72,7 +72,9 @@ def test_declined(attention: str, mask: str, tmp_path: Path) -> None:
     assert with_native_attention(tmp_path / "model.onnx") is None
 
 
-def test_heads_whose_width_is_not_known_are_declined() -> None:
-    graph = model(f"y = Attention<{ROWS}>(q, k, v, mask)")
-    graph.graph.inputs[0].shape = onnx_ir.Shape(["batch", "sequence", "width"])
-    assert mask_natively(graph) == 0
+@pytest.mark.parametrize("width", ["width", 6 * 257])
+def test_heads_of_unknown_or_too_large_width_are_declined(width: str | int) -> None:
+    for place in (0, 2):
+        graph = model(f"y = Attention<{ROWS}, scale = 0.3>(q, k, v, mask)")
+        graph.graph.inputs[place].shape = onnx_ir.Shape(["batch", "sequence", width])
+        assert mask_natively(graph) == 0

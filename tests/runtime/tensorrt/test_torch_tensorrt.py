@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -108,6 +109,35 @@ def test_the_script_says_what_is_missing(
     assert door.main(folder) == 1
     assert "'torch-tensorrt'" in capsys.readouterr().err
     assert not (folder / "model.engine").exists()
+
+
+class Selects(torch.nn.Module):
+    """A program with an operator of gatefx's, as masklora's have."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.ops.gatefx.gather_tokens(x.unsqueeze(-1), torch.zeros(x.shape[0], 2, dtype=torch.int64), 1)
+
+
+def test_a_fresh_process_reads_programs_with_our_operators(tmp_path: Path) -> None:
+    """The folder's script imports this door alone."""
+    torch.export.save(program(Selects()), tmp_path / "program.pt2")
+    code = (
+        "import sys; from gatefx.runtime.tensorrt import torch_tensorrt; import torch; "
+        "print(torch.export.load(sys.argv[1]).module()(torch.ones(3, 8)).shape)"
+    )
+    call = [sys.executable, "-c", code, str(tmp_path / "program.pt2")]
+    done = subprocess.run(call, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "torch.Size([3, 2, 1])"), done.stderr
+
+
+def test_a_program_that_is_none_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ArtifactWriter(tmp_path / "out") as writer:
+        (writer.path / "program.pt2").write_bytes(b"nothing")
+        write_torch_build_files(writer.path, PROFILE)
+        described = {"methods": {}, "budget": 4, "inputs": ["x"], "outputs": ["y"], "axes": {}}
+        folder = writer.commit({**described, "backend": "tensorrt", "built_later": ["model.engine"]}).path
+    assert door.main(folder) == 1
+    assert "does not load the program" in capsys.readouterr().err
 
 
 @needs_package
