@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+
+# Inductor imports setuptools with it, which takes the place of distutils: at once, and not in the midst of some test.
+import torch.utils.cpp_extension
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import counters
 from torch._inductor import config

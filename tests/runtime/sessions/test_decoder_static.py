@@ -87,7 +87,7 @@ def test_gates_whose_budget_acts_in_a_step_write_new_buffers(adapted_decoder: An
         options = {"max_new_tokens": 6, "stop": (), "budget": budget}
         ours, theirs = (gatefx.generate(engine, [[5, 6, 7, 8], [9, 10]], **options) for engine in (model, session))
         assert torch.equal(theirs.tokens, ours.tokens)
-    with pytest.raises(InputError, match="one of True, False, 'static', 'optimum'"):
+    with pytest.raises(InputError, match="one of True, False, 'static', 'parts', 'optimum'"):
         gatefx.export(model, tmp_path / "other", generate="fixed")  # type: ignore[arg-type]  # wrong on purpose
     grows = gatefx.load(gatefx.export(model, tmp_path / "grows", generate=True), threads=1)
     with pytest.raises(InputError, match="exported with a cache that grows"):
