@@ -20,9 +20,9 @@ from .passes.decode.one_graph import IDS, POSITIONS, one_graph
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import signature_of
 from .passes.lower.onnx import lower_to_onnx, save_onnx
-from .passes.lower.onnx_decoder import DECODE_FILE, PART_FILE, lower_decoder_graph, save_decoder
+from .passes.lower.onnx_decoder import lower_decoder_graph, save_decoder
 from .passes.lower.onnx_names import rename_axes
-from .runtime.cache_names import GROWING, STATIC
+from .runtime.cache_names import DECODE_FILE, GROWING, PART_FILE, STATIC
 
 DECODER = "decoder"
 OPTIMUM: Literal["optimum"] = "optimum"

@@ -35,6 +35,8 @@ LOGITS = "logits"
 CROSS_MASK = "past_cross_mask"
 #: The two forms of a decoder's cache, as manifests name them: one that grows, one whose size is fixed.
 GROWING, STATIC = "dynamic", "static"
+#: Files of an exported decoder beside its prefill.
+DECODE_FILE, PART_FILE = "decode.onnx", "part.onnx"
 MASKS = "past_mask."
 #: Where each prompt ends, (B,) int64, as an input of the program that reads parts.
 PROMPT_END = "prompt_end"

@@ -21,8 +21,6 @@ from .onnx_names import rename_axes
 if TYPE_CHECKING:
     import onnx_ir
 
-DECODE_FILE, PART_FILE = "decode.onnx", "part.onnx"
-
 
 def lower_decoder_graph(graph_module: fx.GraphModule, buffers: tuple[str, ...], *, opset: int) -> onnx_ir.Model:
     """The ONNX model of a prefill or a decode.

@@ -23,11 +23,8 @@ from ...errors import ArtifactError, SiteError
 from ...passes.deployed import DeployedModel
 from ...passes.lower.site_programs import site_programs
 from ..artifact import ArtifactWriter
+from .vllm_files import ARCHITECTURES, SUFFIX, UPDATE
 
-ARCHITECTURES = {"LlamaForCausalLM": "GatefxLlamaForCausalLM"}
-"""Architecture of the base model → the name of the one with gates."""
-UPDATE, SUFFIX = "update_", ".pt2"
-"""How a site's file is named."""
 _CONFIG = "config.json"
 
 

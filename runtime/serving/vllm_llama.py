@@ -14,15 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
 from vllm.config import VllmConfig
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
 from ...errors import InputError, SiteError
 from ..artifact import Artifact
+from .vllm_files import SUFFIX, UPDATE
 
-# As in vllm_folder.py, which imports more than vLLM's environment has.
-_UPDATE, _SUFFIX = "update_", ".pt2"
 _FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 """vLLM's layer → the layers it is made of, in order."""
 
@@ -68,8 +66,8 @@ def _check(vllm_config: VllmConfig) -> None:
 def _programs(folder: Path) -> Iterator[tuple[str, Callable[[Tensor, Tensor], Tensor]]]:
     """Site → its update of base (1, N, d_out) and x (1, N, d_in); every hash of the folder is checked."""
     artifact = Artifact.open(folder)
-    for file in sorted(artifact.path.glob(f"{_UPDATE}*{_SUFFIX}")):
-        yield file.name.removeprefix(_UPDATE).removesuffix(_SUFFIX), torch.export.load(file).module(check_guards=False)
+    for file in sorted(artifact.path.glob(f"{UPDATE}*{SUFFIX}")):
+        yield file.name.removeprefix(UPDATE).removesuffix(SUFFIX), torch.export.load(file).module(check_guards=False)
 
 
 def _columns(name: str, layer: nn.Module, programs: dict[str, Any]) -> Iterator[Columns]:

@@ -21,6 +21,7 @@ from vllm.model_executor.models import ModelRegistry
 from ...errors import GatefxError, InputError, MissingDependencyError
 from ..manifest import is_inside
 from .vllm_adapters import check_adapter
+from .vllm_files import CLASSES
 
 VARIABLE = "GATEFX_VLLM_ADAPTERS"
 """Environment variable: the folder that holds a folder an adapter."""
@@ -28,8 +29,6 @@ NAME = "gatefx"
 """Of the resolver."""
 TRIED = ("0.32",)
 """Versions of vLLM, without their patch."""
-GATED = {"GatefxLlamaForCausalLM": "gatefx.runtime.serving.vllm_llama:GatefxLlamaForCausalLM"}
-"""Architectures with gates, see `vllm_folder.py`, and their classes."""
 _NEW_ID = 1  # vLLM numbers adapters itself when it has resolved them
 
 
@@ -62,7 +61,7 @@ def register() -> None:
         InputError: the variable names no folder; MissingDependencyError: a version of vLLM that was not tried.
     """
     if _tried(str(vllm.__version__)):
-        for name, place in GATED.items():
+        for name, place in CLASSES.items():
             ModelRegistry.register_model(name, place)
     named = os.environ.get(VARIABLE)
     if not named:

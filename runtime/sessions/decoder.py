@@ -20,7 +20,9 @@ from ...errors import InputError
 from ..artifact import Artifact
 from ..cache_names import (
     CROSS_MASK,
+    DECODE_FILE,
     LOGITS,
+    PART_FILE,
     PROMPT_END,
     is_cross,
     is_past,
@@ -40,7 +42,6 @@ from .decoder_facts import facts_from
 from .onnxruntime import MODEL_FILE, OnnxSession
 from .onnxruntime_start import onnxruntime_module, start
 
-DECODE_FILE, PART_FILE = "decode.onnx", "part.onnx"
 _DEVICES = {"CUDAExecutionProvider": "cuda", "TensorrtExecutionProvider": "cuda"}
 
 

@@ -103,7 +103,6 @@ struct Seekers {
   alignas(64) Value gathered[kSeekers * kMostHead], brought[kSeekers * kMostHead];
   Value most[kSeekers], total[kSeekers];
   const Value* query[kSeekers];
-  const Value* weights[kSeekers];
   Value *score[kSeekers], *sum[kSeekers], *more[kSeekers];
 
   explicit Seekers(const Attention<Store>& call) {
@@ -117,7 +116,7 @@ struct Seekers {
       widen(call.q + t * call.q_stride, row, call.head);
       for (int64_t i = call.head; i < width; ++i) row[i] = 0;
       scale_row(row, call.scale, width);
-      query[t] = row, weights[t] = score[t] = scores + t * kSought;
+      query[t] = row, score[t] = scores + t * kSought;
       sum[t] = gathered + t * value_width, more[t] = brought + t * value_width;
       most[t] = Value(-__builtin_inf()), total[t] = 0;
     }
@@ -171,7 +170,7 @@ GATEFX_INLINE void attend_to(const Attention<Store>& call, int64_t first, int64_
     state.total[t] = state.total[t] * fading[t] + weigh(state.score[t], count, from);
     state.most[t] = most;
   }
-  run_near<Value>(values, state.weights, state.more, call.queries);
+  run_near<Value>(values, state.score, state.more, call.queries);  // the scores are weights by now
   for (int64_t t = 0; t < call.queries; ++t) fade_row(state.sum[t], fading[t], state.more[t], width);
 }
 

@@ -1,19 +1,17 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import torch
 from onnx import TensorProto, helper
 
 from gatefx.runtime.native.masked_attention import DOMAIN, MASKED_ATTENTION
-from gatefx.runtime.native.places import FILES
 
 from .attention_cases import BOUNDS, SHAPES, AttentionCase
+from .runs import all_equal_from_four_callers, opened, run
 
 SEES = ("all", "none", "padded", "causal", "random")
 
@@ -30,16 +28,7 @@ def session(folder: Path | None, case: AttentionCase, threads: int = 1) -> Any:
     graph = helper.make_graph([node], "one", inputs, [helper.make_tensor_value_info("y", kind, [None, None, None])])
     versions = [helper.make_opsetid("", 23), helper.make_opsetid(DOMAIN, 1)]
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    if folder is not None:
-        options.register_custom_ops_library(str(folder / FILES["onnxruntime"]))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run(made: Any, feed: dict[str, np.ndarray]) -> torch.Tensor:
-    return torch.from_numpy(made.run(None, feed)[0])
+    return opened(model, folder, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -85,10 +74,7 @@ def test_a_number_that_is_none_stays_none_where_it_is_seen(native_folder: Path) 
 def test_four_callers_of_one_session(native_folder: Path) -> None:
     feeds = [AttentionCase((3, 40, 40, 2, 1, 16, 16), torch.float32, "padded", seed).arrays() for seed in range(4)]
     made = session(native_folder, AttentionCase((3, 40, 40, 2, 1, 16, 16), torch.float32), 2)
-    expected = [run(made, feed) for feed in feeds]
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda turn: (turn % 4, run(made, feeds[turn % 4])), range(1000)))
-    assert all(torch.equal(answer, expected[which]) for which, answer in answers)
+    assert all_equal_from_four_callers(made, feeds)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from gatefx.runtime.native.places import FILES
 from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, function_protos
 
 from .cases import BOUNDS, SHAPES, Case, error
+from .runs import all_equal_from_four_callers, opened, run
 
 RANK_GATED = ("GatedLora", ["base", "x", "lora_a", "lora_b", "indices", "scale"])
 TOKEN_GATED = ("TokenGatedLora", ["base", "x", "lora_a", "lora_b", "gram", "threshold", "scale"])
@@ -55,16 +53,7 @@ def session(
         ir_version=10,
     )
     onnx.checker.check_model(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    options.register_custom_ops_library(str(folder / FILES["onnxruntime"]))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-
-
-def run(made: Any, feed: dict[str, np.ndarray]) -> torch.Tensor:
-    taken = {node.name: feed[node.name] for node in made.get_inputs()}
-    return torch.from_numpy(made.run(None, taken)[0])
+    return opened(model, folder, threads)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -107,10 +96,7 @@ def test_four_callers_of_one_session(native_folder: Path) -> None:
     weights = ("lora_a", "lora_b", "scale")
     feeds = [{**feed, **{name: feeds[0][name] for name in weights}} for feed in feeds]
     made = session(native_folder, RANK_GATED, feeds[0], weights, 2)
-    expected = [run(made, feed) for feed in feeds]
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda turn: (turn % 4, run(made, feeds[turn % 4])), range(1000)))
-    assert all(torch.equal(answer, expected[which]) for which, answer in answers)
+    assert all_equal_from_four_callers(made, feeds)
 
 
 @pytest.mark.parametrize(

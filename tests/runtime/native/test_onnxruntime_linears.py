@@ -1,21 +1,20 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from onnx import helper, numpy_helper
 
-from gatefx.runtime.native.places import FILES
 from gatefx.runtime.ops.onnx_functions import DOMAIN, VERSION, bodies_needed
 
+from . import runs
 from .cases import BOUNDS, error
 from .linear_cases import LINEAR_SHAPES, LinearCase
+from .runs import all_equal_from_four_callers, opened
 
 LAYER = ["x", "weight", "bias", "lora_a", "lora_b"]
 RANK_GATED = ("GatedLinear", [*LAYER, "indices", "scale"])
@@ -56,17 +55,12 @@ def session(
         ir_version=10,
     )
     onnx.checker.check_model(model)
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = threads
-    if folder is not None:
-        options.register_custom_ops_library(str(folder / FILES["onnxruntime"]))
-    return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return opened(model, folder, threads)
 
 
 def run(made: Any, feed: dict[str, np.ndarray], **replaced: Any) -> torch.Tensor:
     feed = {**feed, **{name: np.asarray(value, feed[name].dtype) for name, value in replaced.items()}}
-    return torch.from_numpy(made.run(None, {node.name: feed[node.name] for node in made.get_inputs()})[0])
+    return runs.run(made, feed)
 
 
 def fed(case: LinearCase) -> dict[str, np.ndarray]:
@@ -146,10 +140,7 @@ def test_four_callers_of_one_session(native_folder: Path, operator: tuple[str, l
     case = LinearCase((3, (40,), 64, 96, 8), torch.float32)
     feeds = [fed(LinearCase(case.shape, torch.float32, seed)) for seed in range(4)]
     made = session(native_folder, operator, feeds[0], WEIGHTS, 2)
-    expected = [run(made, feed) for feed in feeds]
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda turn: (turn % 4, run(made, feeds[turn % 4])), range(1000)))
-    assert all(torch.equal(answer, expected[which]) for which, answer in answers)
+    assert all_equal_from_four_callers(made, feeds)
 
 
 @pytest.mark.parametrize(

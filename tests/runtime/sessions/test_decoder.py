@@ -11,7 +11,8 @@ import torch
 import gatefx
 from gatefx.errors import ArtifactError, BudgetError, InputError
 from gatefx.models.tiny import tiny_inputs
-from gatefx.runtime.sessions.decoder import DECODE_FILE, OnnxDecoder
+from gatefx.runtime.cache_names import DECODE_FILE
+from gatefx.runtime.sessions.decoder import OnnxDecoder
 from gatefx.runtime.sessions.onnxruntime import OnnxSession
 
 _CUTS = ((0, 0.7), (1, 0.5))

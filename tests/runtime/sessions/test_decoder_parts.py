@@ -13,7 +13,7 @@ import torch
 import gatefx
 from gatefx.errors import InputError
 from gatefx.models.tiny import tiny_inputs
-from gatefx.runtime.sessions.decoder import PART_FILE
+from gatefx.runtime.cache_names import PART_FILE
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,8 @@ import torch
 import gatefx
 from gatefx.errors import InputError
 from gatefx.models.tiny import tiny_inputs
-from gatefx.runtime.sessions.decoder import DECODE_FILE, OnnxDecoder
+from gatefx.runtime.cache_names import DECODE_FILE
+from gatefx.runtime.sessions.decoder import OnnxDecoder
 
 
 @pytest.fixture(scope="module")
