@@ -76,11 +76,18 @@ class Engine(Protocol):
             GatefxError: the decoder has no such form; says why.
         """
 
+    def check_static(self) -> None:
+        """Said before a prompt is read, whose cache shall be `fixed`.
+
+        Raises:
+            InputError: the decoder has no form with a cache of fixed size.
+        """
+
     def fixed(self, cache: Cache, room: int) -> Cache:
         """A prompt's cache in buffers that have `room` more rows, which further tokens are written to.
 
         Raises:
-            InputError: the decoder has no such form.
+            InputError: as `check_static`.
         """
 
 

@@ -178,7 +178,8 @@ def _room(engine: Engine, width: int, new: int, cache: Cache | None, length: int
     """How many rows to keep behind a prompt of `width` tokens; None where the cache grows, or is there already.
 
     Raises:
-        InputError: a generation that would go past a static cache, a length for a cache that has one.
+        InputError: a generation that would go past a static cache, a length for a cache that has one, a length where the
+            engine knows no such caches.
     """
     if cache is not None:
         if length is not None:
@@ -192,4 +193,6 @@ def _room(engine: Engine, width: int, new: int, cache: Cache | None, length: int
         return None
     if length is None:
         return new if engine.facts.static else None
-    return check_cache_length(length, width, new)
+    room = check_cache_length(length, width, new)
+    engine.check_static()
+    return room

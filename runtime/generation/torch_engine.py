@@ -106,6 +106,10 @@ class TorchEngine:
             answers = self._run(program, ids, mask, positions, {**held, PROMPT_END: end.to(self._device)})
         return self._answer(answers, mask, last_places(positions), budget, held)
 
+    def check_static(self) -> None:
+        """As `Engine.check_static`."""
+        self._static()
+
     @torch.no_grad()
     def fixed(self, cache: Cache, room: int) -> Cache:
         """As `Engine.fixed`."""

@@ -142,8 +142,8 @@ class OnnxDecoder(OnnxSession):
                 found[node.name] = self._value(torch.zeros(rows, *sizes, dtype=dtype))
         return found
 
-    def fixed(self, cache: Cache, room: int) -> Cache:
-        """As `Engine.fixed`."""
+    def check_static(self) -> None:
+        """As `Engine.check_static`."""
         if not self._facts.static:
             raise InputError(
                 "This decoder was exported with a cache that grows.",
@@ -151,6 +151,10 @@ class OnnxDecoder(OnnxSession):
                 expected='a folder of gatefx.export(…, generate="static")',
                 remedy="export it so, or leave max_cache_len out",
             )
+
+    def fixed(self, cache: Cache, room: int) -> Cache:
+        """As `Engine.fixed`."""
+        self.check_static()
         kept = kept_rows({name: value.shape() for name, value in cache.entries.items()})
         entries = {
             name: self._buffer(with_room(torch.from_numpy(value.numpy()), name, room)) if is_past(name) else value

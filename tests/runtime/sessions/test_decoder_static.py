@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import onnx
 import pytest
@@ -91,5 +92,8 @@ def test_gates_whose_budget_acts_in_a_step_write_new_buffers(adapted_decoder: An
     with pytest.raises(InputError, match="one of True, False, 'static', 'parts', 'optimum'"):
         gatefx.export(model, tmp_path / "other", generate="fixed")  # type: ignore[arg-type]  # wrong on purpose
     grows = gatefx.load(gatefx.export(model, tmp_path / "grows", generate=True), threads=1)
-    with pytest.raises(InputError, match="exported with a cache that grows"):
+    with (
+        patch.object(type(grows), "prefill", side_effect=AssertionError("the prompt was read")),
+        pytest.raises(InputError, match="exported with a cache that grows"),
+    ):
         gatefx.generate(grows, [[5, 6]], max_new_tokens=2, max_cache_len=8)
