@@ -178,8 +178,8 @@ def _room(engine: Engine, width: int, new: int, cache: Cache | None, length: int
     """How many rows to keep behind a prompt of `width` tokens; None where the cache grows, or is there already.
 
     Raises:
-        InputError: a generation that would go past a static cache, a length for a cache that has one, a length where the
-            engine knows no such caches.
+        InputError: a generation that would go past a static cache, a length for a cache that has one, or where the
+            engine has none of fixed size.
     """
     if cache is not None:
         if length is not None:
