@@ -33,6 +33,7 @@ from .onnx_token_functions import (
 )
 from .onnx_update_functions import (
     RoutedLinear,
+    RoutedRows,
     TokenGatedLora,
     translate_routed_linear,
     translate_token_gated_lora,
@@ -56,6 +57,7 @@ _FUNCTIONS = (
     GatherTokensAlong,
     ScatterTokens,
     TokenGatedLora,
+    RoutedRows,
     RoutedLinear,
     GatedLinear,
     TokenGatedLinear,

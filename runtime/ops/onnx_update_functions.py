@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onnxscript import BOOL, FLOAT, script
+from onnxscript import BOOL, FLOAT, INT64, script
 from onnxscript.onnx_opset import opset18 as op
 
 from .onnx_domain import FLAGS, FLOATS, OPSET, bare_node
@@ -25,11 +25,29 @@ def TokenGatedLora(  # noqa: N802, PLR0917  (the ONNX operator's name and inputs
 
 
 @script(OPSET, default_opset=op)  # type: ignore[untyped-decorator]
-def RoutedLinear(x: FLOAT, weight0: FLOAT, weight1: FLOAT, bias: FLOAT, choice: BOOL) -> FLOAT:  # noqa: N802
-    """weight1 x + bias where choice, weight0 x + bias elsewhere: each token passes through one product."""
+def RoutedRows(  # noqa: N802
+    x: FLOAT, weight0: FLOAT, weight1: FLOAT, bias: FLOAT, choice: BOOL, order: INT64
+) -> FLOAT:
+    """RoutedLinear whose order (N,) of the N tokens is known: those of weight0 first, then those of weight1."""
     zero, rest = op.Constant(value_ints=[0]), op.Constant(value_ints=[-1])
     flat = op.Reshape(x, op.Concat(rest, op.Shape(x, start=-1), axis=0))
     chosen = op.Reshape(choice, rest)
+    numbers = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(chosen)), op.Constant(value_int=1))
+    zeros = op.Sub(op.Shape(chosen), op.ReduceSum(op.Cast(chosen, to=7), keepdims=1))
+    sorted_rows = op.Gather(flat, order, axis=0)
+    first = op.MatMul(op.Slice(sorted_rows, zero, zeros, zero), op.Transpose(weight0, perm=[1, 0]))
+    second = op.MatMul(op.Slice(sorted_rows, zeros, op.Shape(chosen), zero), op.Transpose(weight1, perm=[1, 0]))
+    places = op.ScatterElements(numbers, order, numbers, axis=0)
+    answers = op.Add(op.Gather(op.Concat(first, second, axis=0), places, axis=0), bias)
+    shape = op.Concat(op.Shape(x, end=-1), op.Shape(weight0, start=0, end=1), axis=0)
+    routed = op.Reshape(answers, shape)
+    return routed  # noqa: RET504
+
+
+@script(OPSET, default_opset=op)  # type: ignore[untyped-decorator]
+def RoutedLinear(x: FLOAT, weight0: FLOAT, weight1: FLOAT, bias: FLOAT, choice: BOOL) -> FLOAT:  # noqa: N802
+    """weight1 x + bias where choice, weight0 x + bias elsewhere: each token passes through one product."""
+    chosen = op.Reshape(choice, op.Constant(value_ints=[-1]))
     # The tokens of weight0 first, then those of weight1, each in order; `places` says where each one goes. Counted
     # and not searched for: some engines have no NonZero.
     numbers = op.Range(op.Constant(value_int=0), op.Squeeze(op.Shape(chosen)), op.Constant(value_int=1))
@@ -38,12 +56,7 @@ def RoutedLinear(x: FLOAT, weight0: FLOAT, weight1: FLOAT, bias: FLOAT, choice: 
     before = op.Sub(op.Add(zeros, ones), op.Constant(value_ints=[1]))
     places = op.Where(chosen, before, op.Sub(numbers, ones))
     order = op.ScatterElements(numbers, places, numbers, axis=0)
-    sorted_rows = op.Gather(flat, order, axis=0)
-    first = op.MatMul(op.Slice(sorted_rows, zero, zeros, zero), op.Transpose(weight0, perm=[1, 0]))
-    second = op.MatMul(op.Slice(sorted_rows, zeros, op.Shape(chosen), zero), op.Transpose(weight1, perm=[1, 0]))
-    answers = op.Add(op.Gather(op.Concat(first, second, axis=0), places, axis=0), bias)
-    shape = op.Concat(op.Shape(x, end=-1), op.Shape(weight0, start=0, end=1), axis=0)
-    routed = op.Reshape(answers, shape)
+    routed = RoutedRows(x, weight0, weight1, bias, choice, order)
     return routed  # noqa: RET504
 
 

@@ -12,21 +12,21 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from .ptx import Element, parameter_kinds, without_last_parameters
 from .triton_gated_lora import gated_lora_kernel
 from .triton_routed_linear import routed_linear_kernel
 from .triton_tiles import BLOCK_IN, BLOCK_OUT, BLOCK_ROWS, block_out, padded_rank
 from .triton_token_gated_lora import token_gated_lora_kernel
 
-Element = Literal["fp16", "bf16", "fp32"]
 _DTYPES: Mapping[str, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 ARCHITECTURES = (80, 86, 89, 90, 120)
 """Compute capabilities, times ten: Ampere (data centre, consumer), Ada, Hopper, Blackwell (consumer)."""
@@ -91,42 +91,77 @@ def compile_ahead(
         rank: of the adapter (no matter for routed_linear); architecture: one of `ARCHITECTURES`.
     """
     function, floats, others = _FLOATS[kernel]
-    constants: dict[str, int | bool] = {
-        "D_IN": sizes[0], "D_OUT": sizes[1], "UPCAST": False, "ROWS": BLOCK_ROWS, "IN": BLOCK_IN, "OUT": BLOCK_OUT,
-    }  # fmt: skip
-    if "RANK" in function.arg_names:
-        padded = padded_rank(rank)
-        constants |= {"RANK": rank, "PADDED": padded, "OUT": block_out(_DTYPES[element], padded)}
+    constants = constants_of(kernel, element, rank, sizes)
     types = {f"{name}_ptr": f"*{element}" for name in floats} | {f"{name}_ptr": t for name, t in others.items()}
     signature = {name: types.get(name, "constexpr" if name in constants else "i32") for name in function.arg_names}
     aligned = {
         (place,): [["tt.divisibility", 16]] for place, kind in enumerate(signature.values()) if kind.startswith("*")
     }
     source = ASTSource(fn=function, signature=signature, constexprs=constants, attrs=aligned)
-    built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=_OPTIONS)
+    with triton.knobs.compilation.scope():
+        triton.knobs.compilation.disable_line_info = True  # it holds paths of this machine
+        built = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=_OPTIONS)
     return _measured(built)
+
+
+def constants_of(
+    kernel: str, element: Element, rank: int, sizes: tuple[int, int], *, upcast: bool = False
+) -> dict[str, int | bool]:
+    """What `kernel` is compiled with, by the names of its parameters: sizes of the layer, and those of a tile."""
+    function, _, _ = _FLOATS[kernel]
+    tile = {"UPCAST": upcast, "ROWS": BLOCK_ROWS, "IN": BLOCK_IN, "OUT": BLOCK_OUT}
+    if "RANK" in function.arg_names:
+        padded = padded_rank(rank)
+        tile |= {"RANK": rank, "PADDED": padded, "OUT": block_out(_DTYPES[element], padded)}
+    return {"D_IN": sizes[0], "D_OUT": sizes[1], **tile}
+
+
+def without_hidden(compiled: Compiled, architecture: int) -> Compiled:
+    """`compiled` without Triton's own parameters, for callers that pass nothing else, assembled anew.
+
+    Args:
+        architecture: to assemble for, one of `ARCHITECTURES`: the one it was compiled for, or from 80 a later one.
+
+    Raises:
+        GatefxError: the kernel uses scratch memory.
+    """
+    ptx = without_last_parameters(compiled.ptx, _HIDDEN)
+    with tempfile.TemporaryDirectory() as folder:
+        text, code = Path(folder) / "kernel.ptx", Path(folder) / "kernel.cubin"
+        text.write_text(ptx)
+        _tool("ptxas", f"-arch=sm_{architecture}", str(text), "-o", str(code))
+        needs = _needs(code.read_bytes())
+    cut = replace(compiled, ptx=ptx, parameters=len(parameter_kinds(ptx)), hidden=0)
+    return replace(cut, **needs)  # type: ignore[arg-type]  # numbers only, for the fields they name
 
 
 def _measured(built: Any) -> Compiled:
     ptx, metadata = built.asm["ptx"], built.metadata
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "kernel.ptx").write_text(ptx)
-        (Path(folder) / "kernel.cubin").write_bytes(built.asm["cubin"])
-        usage = _tool("cuobjdump", "--dump-resource-usage", f"{folder}/kernel.cubin")
-        code = _tool("nvdisasm", "-c", f"{folder}/kernel.cubin")
     scratch = metadata.global_scratch_size + metadata.profile_scratch_size
     return Compiled(
         name=metadata.name,
         ptx=ptx,
-        parameters=len(re.findall(r"\.param\s+\.\w+", ptx[ptx.index(".entry") : ptx.index("{", ptx.index(".entry"))])),
+        parameters=len(parameter_kinds(ptx)),
         hidden=_HIDDEN if scratch == 0 else 0,
-        registers=_usage(usage, "REG"),
-        stack=_usage(usage, "STACK"),
-        spilled=_usage(usage, "LOCAL"),
         shared=metadata.shared,
         warps=metadata.num_warps,
-        tensor_core_instructions=len(re.findall(r"\b(?:HMMA|HGMMA|QMMA|UTCHMMA)\b", code)),
+        **_needs(built.asm["cubin"]),
     )
+
+
+def _needs(cubin: bytes) -> dict[str, int]:
+    """What machine code needs of a GPU, field by field of `Compiled`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _tool("cuobjdump", "--dump-resource-usage", str(path))
+        code = _tool("nvdisasm", "-c", str(path))
+    return {
+        "registers": _usage(usage, "REG"),
+        "stack": _usage(usage, "STACK"),
+        "spilled": _usage(usage, "LOCAL"),
+        "tensor_core_instructions": len(re.findall(r"\b(?:HMMA|HGMMA|QMMA|UTCHMMA)\b", code)),
+    }
 
 
 def _usage(text: str, name: str) -> int:
