@@ -15,8 +15,6 @@ softcap, scores as an answer).
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -28,22 +26,6 @@ _INPUTS, _ROWS_RANK, _WIDEST = 4, 3, 256
 """Inputs, axes of a query, and features of a head, which the library keeps near."""
 _NEUTRAL = {"is_causal": 0, "qk_matmul_output_mode": 0, "softcap": 0.0}
 """What says nothing where it has this value."""
-
-
-def with_native_attention(file: Path) -> bytes | None:
-    """The model of `file`, its weights where they are, with every attention that the library can run.
-
-    None where there is none of them, or without the package `onnx_ir`: then the file itself is the model to run.
-    """
-    if importlib.util.find_spec("onnx_ir") is None:
-        return None
-    import onnx_ir
-
-    model = onnx_ir.load(file)
-    if not mask_natively(model):
-        return None
-    serialised: bytes = onnx_ir.to_proto(model).SerializeToString()
-    return serialised
 
 
 def mask_natively(model: onnx_ir.Model) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from ...errors import ArtifactError, CaptureError, InputError, ProviderError, missing_package
 from ..artifact import Artifact
 from ..native.library import NativeStatus, native_status
-from ..native.masked_attention import with_native_attention
+from ..native.session_model import native_model
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider",
@@ -37,10 +38,11 @@ def start(
     used = _register_native(options, wanted, native)
     path = artifact.file(file)
     try:
-        model = with_native_attention(path) if used.active else None
+        model = native_model(path) if used.active else None
         if model is not None:
             options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-        session, obtained = _started(runtime, str(path) if model is None else model, options, wanted)
+            used = replace(used, attentions=model.attentions, gates=model.gates)
+        session, obtained = _started(runtime, str(path) if model is None else model.protobuf, options, wanted)
     except (ArtifactError, ProviderError):
         raise
     except Exception as error:

@@ -7,6 +7,7 @@
 
 #include "attention_cases.h"
 #include "linear_cases.h"
+#include "score_gate_cases.h"
 
 namespace gatefx {
 namespace {
@@ -115,7 +116,8 @@ bool one(unsigned seed) {
   }
   return LinearCase<Store>(random).gated(random) && LinearCase<Store>(random).token_gated(0) &&
          LinearCase<Store>(random).token_gated(1e6) && LinearCase<Store>(random).routed(random) &&
-         AttentionCase<Store>(random).agrees() && AttentionCase<Store>(random).agrees();
+         AttentionCase<Store>(random).agrees() && AttentionCase<Store>(random).agrees() &&
+         ScoreGateCase<Store>(random).agrees(random);
 }
 
 }  // namespace

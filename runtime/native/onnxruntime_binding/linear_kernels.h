@@ -83,6 +83,7 @@ struct GatedLinear {
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, Element::kInt64, kElement<Store>};
+  static constexpr Element kOutput = kElement<Store>;
   AdaptedLayer<Store> layer;
 
   Status* create(const Api& api, const KernelInfo* info) { return layer.create(api, info); }
@@ -107,6 +108,7 @@ struct TokenGatedLinear {
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>};
+  static constexpr Element kOutput = kElement<Store>;
   AdaptedLayer<Store> layer;
 
   Status* create(const Api& api, const KernelInfo* info) { return layer.create(api, info); }
@@ -135,6 +137,7 @@ struct RoutedLinear {
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         Element::kBool};
+  static constexpr Element kOutput = kElement<Store>;
   Constant<Panels<Store>> panels0, panels1;
   Constant<PanelRow<Store>> bias;
 

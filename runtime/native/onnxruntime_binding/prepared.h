@@ -33,7 +33,7 @@ template <class Store>
 Status* read_scalar(const Api& api, const KernelContext* context, size_t place, Real<Store>& scalar) {
   Tensor tensor;
   GATEFX_RETURN_IF_ERROR(read_input(api, context, place, tensor));
-  if (tensor.count() != 1) return api.error(Code::kInvalidArgument, "gatefx: scale and threshold are single numbers");
+  if (tensor.count() != 1) return api.error(Code::kInvalidArgument, "gatefx: scales, thresholds and levels are single numbers");
   scalar = widened(*tensor.as<Store>());
   return nullptr;
 }

@@ -7,6 +7,7 @@
 #include "attention_kernels.h"
 #include "linear_kernels.h"
 #include "lora_kernels.h"
+#include "score_gate_kernel.h"
 
 namespace gatefx::ort {
 namespace {
@@ -40,6 +41,7 @@ Status* shared_domain(const Api& api, Domain*& domain) {
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinear>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<RoutedLinear>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<MaskedAttention>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<ScoreGate>(api, fresh));
     made = fresh;
   }
   domain = made;

@@ -7,8 +7,9 @@ import onnx_ir
 import onnxruntime
 import pytest
 
-from gatefx.runtime.native.masked_attention import mask_natively, with_native_attention
+from gatefx.runtime.native.masked_attention import mask_natively
 from gatefx.runtime.native.places import FILES
+from gatefx.runtime.native.session_model import native_model
 
 TEXT = """
 <ir_version: 10, opset_import: ["" : 23]>
@@ -43,12 +44,12 @@ def test_the_node_becomes_ours_and_means_the_same(attributes: str, native_folder
     assert after.graph[0].attributes["scale"].as_float() == pytest.approx(0.3 if "scale" in attributes else 0.5)
     assert mask_natively(after) == 0
     onnx_ir.save(model(text), tmp_path / "model.onnx")
-    native = with_native_attention(tmp_path / "model.onnx")
+    native = native_model(tmp_path / "model.onnx")
     assert native is not None
     for sizes in ((1, 1, 1), (2, 5, 5), (3, 17, 4)):
         expected = answer((tmp_path / "model.onnx").read_bytes(), None, *sizes)
         np.testing.assert_allclose(
-            answer(native, native_folder / FILES["onnxruntime"], *sizes), expected, rtol=0, atol=2e-6
+            answer(native.protobuf, native_folder / FILES["onnxruntime"], *sizes), expected, rtol=0, atol=2e-6
         )
 
 
@@ -69,7 +70,7 @@ def test_declined(attention: str, mask: str, tmp_path: Path) -> None:
     assert mask_natively(graph) == 0
     assert onnx_ir.to_proto(graph) == before
     onnx_ir.save(graph, tmp_path / "model.onnx")
-    assert with_native_attention(tmp_path / "model.onnx") is None
+    assert native_model(tmp_path / "model.onnx") is None
 
 
 @pytest.mark.parametrize("width", ["width", 6 * 257])
