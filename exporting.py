@@ -31,7 +31,7 @@ from .runtime.sessions.tensorrt import TensorRTSession
 _ONNXRUNTIME, _AOTINDUCTOR = "onnxruntime", "aotinductor"
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
     _ONNXRUNTIME: ("tokenizer", "opset", "generate", "adapters"),
-    TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check", "through"),
+    TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check", "through", "plugins"),
     _AOTINDUCTOR: (),
 }
 """Backend → the options that it takes."""
@@ -52,6 +52,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     sizes: Mapping[str, Sequence[int]] | None = None,
     check: bool = False,
     through: Through = "onnx",
+    plugins: bool = False,
 ) -> Path:
     """Write a deployed model as one artifact folder, or as one file, whole or not at all.
 
@@ -80,6 +81,8 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         check: "tensorrt" only: build the engine once on this machine's CPU by TensorRT for RTX, or raise; through
             torch-tensorrt, have it say that it takes the whole graph.
         through: "tensorrt" only: "onnx", or "torch_tensorrt", whose folder needs gatefx where its engine is built.
+        plugins: "tensorrt" only: gated and routed operators stay nodes that plugins answer, whose kernels Triton
+            compiles into the folder; no GPU has run them yet. Not given, they become standard operators.
 
     Raises:
         InputError: a model that is not deployed, or cannot generate; options that the backend does not take, or that
@@ -87,13 +90,14 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
         SiteError: `adapters` where the model or one of them is more than plain LoRA, or they do not fit.
         MethodError: an unknown backend.
         ArtifactError: the folder exists; CaptureError: an operator without ONNX form, or that TensorRT refuses.
-        MissingDependencyError: no C++ compiler for "aotinductor"; no tensorrt-rtx or torch-tensorrt for `check`.
+        MissingDependencyError: no C++ compiler for "aotinductor"; no tensorrt-rtx or torch-tensorrt for `check`;
+            no Triton for `plugins`.
         ProviderError: no GPU where torch-tensorrt needs one for `check`.
     """
     asked = {
         "tokenizer": tokenizer is not None, "opset": opset is not None, "generate": generate is not False,
         "adapters": adapters is not None, "precision": precision != "fp32", "sizes": sizes is not None, "check": check,
-        "through": through != "onnx",
+        "through": through != "onnx", "plugins": plugins,
     }  # fmt: skip
     _check_backend(backend, [option for option, given in asked.items() if given])
     _check_request(model, tokenizer)
@@ -101,7 +105,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     if backend == _AOTINDUCTOR:
         return save_aotinductor(model.graph_module, _example(model), Path(folder).absolute(), overwrite=overwrite)
     version = DEFAULT_OPSET if opset is None else opset
-    engine = EngineRequest(opset, precision, sizes, check, through)
+    engine = EngineRequest(opset, precision, sizes, check, through, plugins)
     if backend == TENSORRT:
         check_engine_request(model, engine)
     opened = open_model(model, adapters, generate=generate is not False)

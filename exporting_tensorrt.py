@@ -17,6 +17,7 @@ from .passes.lower.dynamic_export import output_places
 from .passes.lower.onnx import save_onnx
 from .passes.lower.onnx_precision import PRECISIONS, Precision
 from .passes.lower.tensorrt import TENSORRT_OPSET, lower_to_tensorrt, profile_of, ranges_of
+from .passes.lower.tensorrt_plugins import kernels_needed
 from .passes.lower.torch_tensorrt import example_within, lower_to_torch_tensorrt
 from .runtime.manifest import BUILT_LATER
 from .runtime.tensorrt.axes import AxisRanges
@@ -28,6 +29,7 @@ from .runtime.tensorrt.build_files import (
     write_build_files,
     write_torch_build_files,
 )
+from .runtime.tensorrt.plugin_files import write_plugins
 from .runtime.tensorrt.torch_tensorrt import checked_dry_run
 from .runtime.tensorrt.verify import trial_build
 
@@ -45,20 +47,27 @@ class EngineRequest:
     sizes: Mapping[str, Sequence[int]] | None
     check: bool
     through: Through
+    plugins: bool
 
 
 def check_engine_request(model: DeployedModel, request: EngineRequest) -> None:
     """Refuse what no engine can be before anything is written.
 
     Raises:
-        InputError: an unknown precision or way, an opset where there is no ONNX, sizes that do not fit, or a model that
-            runs uncertain examples again.
+        InputError: an unknown precision or way, an opset or plugins where there is no ONNX, sizes that do not fit, or
+            a model that runs uncertain examples again.
     """
     if request.through not in (_ONNX, _TORCH_TENSORRT) or (request.through != _ONNX and request.opset is not None):
         raise InputError(
             "There is no such way to TensorRT.",
             given=f"through={request.through!r}, opset={request.opset!r}",
             expected=f"{_ONNX!r}, or {_TORCH_TENSORRT!r} without opset",
+        )
+    if request.plugins and request.through != _ONNX:
+        raise InputError(
+            "Plugins are called by name from ONNX.",
+            given=f"plugins=True, through={request.through!r}",
+            expected=f"through={_ONNX!r} where plugins=True",
         )
     if request.precision not in PRECISIONS:
         raise InputError(
@@ -99,12 +108,17 @@ def _write_onnx(
     """The ONNX model that TensorRT's parser takes, its profile and build scripts."""
     opset = TENSORRT_OPSET if request.opset is None else request.opset
     graph = lower_to_tensorrt(
-        model.graph_module, model.signature, example, ranges, opset=opset, precision=request.precision
-    )
+        model.graph_module, model.signature, example, ranges,
+        opset=opset, precision=request.precision, plugins=request.plugins,
+    )  # fmt: skip
     save_onnx(graph, folder)
-    write_build_files(folder, profile_of(model.signature, ranges))
+    write_build_files(folder, profile_of(model.signature, ranges), plugins=request.plugins)
+    kernels = kernels_needed(graph, request.precision) if request.plugins else []
+    if kernels:
+        write_plugins(folder, kernels)
     return {
         "opset": opset,
+        "plugins": [asdict(kernel) for kernel in kernels],
         "trial_build": asdict(trial_build(folder)) if request.check else None,
         "remains": f"{ENGINE_FILE}: run {SHELL_SCRIPT} or {PYTHON_SCRIPT} where TensorRT and the GPU are",
     }

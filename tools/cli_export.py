@@ -139,6 +139,10 @@ def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option o
     through: Annotated[
         Literal["onnx", "torch-tensorrt"], typer.Option(help="What the engine is built by: its ONNX parser, or torch.")
     ] = "onnx",
+    plugins: Annotated[
+        bool,
+        typer.Option("--plugins", help="Keep gated and routed operators for plugins; their kernels need Triton here."),
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -152,7 +156,9 @@ def export_tensorrt(  # noqa: PLR0913, PLR0917  # every parameter is an option o
             distill_steps, fold, freeze_static, forms, overwrite,
         )  # fmt: skip
         way: Literal["onnx", "torch_tensorrt"] = "onnx" if through == "onnx" else "torch_tensorrt"
-        deployed = run_export_tensorrt(request, precision=precision, sizes=parse_sizes(size), check=check, through=way)
+        deployed = run_export_tensorrt(
+            request, precision=precision, sizes=parse_sizes(size), check=check, through=way, plugins=plugins
+        )
         print_result(deployed, request, as_json=as_json)
 
 

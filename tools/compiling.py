@@ -182,6 +182,7 @@ def run_export_tensorrt(
     sizes: Mapping[str, Sequence[int]] | None,
     check: bool,
     through: Literal["onnx", "torch_tensorrt"],
+    plugins: bool,
 ) -> DeployedModel:
     """Deploy the model and write what an engine is built from to `request.out`; options as of `gatefx.export`.
 
@@ -194,7 +195,7 @@ def run_export_tensorrt(
     with stages.stage("lowering for TensorRT"), _quiet():
         export(
             deployed, request.out, backend="tensorrt", tokenizer=tokenizer, overwrite=request.overwrite,
-            precision=precision, sizes=sizes, check=check, through=through,
+            precision=precision, sizes=sizes, check=check, through=through, plugins=plugins,
         )  # fmt: skip
     return deployed
 

@@ -3,7 +3,8 @@
     graph ─lower_to_onnx─▶ ONNX with functions ─inline─▶ standard operators ─cast─▶ fp32 | fp16 | bf16 ─rules─▶ out
 
 Attention stays in parts, which TensorRT fuses by pattern: as one node (opset 23) its builder takes only the shapes that
-a fused kernel has. Budgets are fixed: TensorRT reads no replaceable initializer.
+a fused kernel has. Budgets are fixed: TensorRT reads no replaceable initializer. With plugins, the nodes that have one
+stay as they are.
 
 Refused: graphs that break a rule of `runtime/tensorrt/lint.py`.
 """
@@ -23,6 +24,7 @@ from ..graph.signature import Axis, Signature
 from .onnx import lower_to_onnx
 from .onnx_names import rename_axes
 from .onnx_precision import Precision, cast_model
+from .tensorrt_plugins import inline_all_but_plugins
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -43,14 +45,17 @@ def lower_to_tensorrt(
     *,
     opset: int,
     precision: Precision,
+    plugins: bool = False,
 ) -> onnx_ir.Model:
     """The ONNX model of `graph_module` as TensorRT takes it.
 
     Args:
         example: one batch of at least two, see `lower_to_onnx`; ranges: of every axis of `signature`.
+        plugins: keep the operators that gatefx has a plugin for, see `tensorrt_plugins.py`.
 
     Raises:
-        CaptureError: no ONNX form, a graph that breaks TensorRT's rules, or one that cannot be cast.
+        CaptureError: no ONNX form, a graph that breaks TensorRT's rules, or one that cannot be cast; with `plugins`,
+            one that has no place for any.
         InputError: another opset.
     """
     if not TENSORRT_OPSETS[0] <= opset <= TENSORRT_OPSETS[1]:
@@ -64,7 +69,10 @@ def lower_to_tensorrt(
 
     model = lower_to_onnx(graph_module, example, signature.outputs, opset=opset)
     rename_axes(model, {spec.name: tuple(map(str, spec.axes)) for spec in signature.inputs})
-    common.InlinePass()(model)
+    if plugins:
+        inline_all_but_plugins(model)
+    else:
+        common.InlinePass()(model)
     cast_model(model, precision)
     _check_rules(model, ranges)
     return model

@@ -1,12 +1,14 @@
 """Builds the engine of a folder: `python build_engine.py`, where TensorRT and the GPU that will run it are.
 
-Reads model.onnx, the weights beside it and profiles.json; writes model.engine. A copy of this file lies in every folder
-that gatefx.export writes for TensorRT, so it imports nothing of gatefx, whose own trial builds call `build` too.
+Reads model.onnx, the weights beside it and profiles.json, and registers the plugins of a folder that has some; writes
+model.engine, which needs none of them to run. A copy of this file lies in every folder that gatefx.export writes for
+TensorRT, so it imports nothing of gatefx, whose own trial builds call `build` too.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -15,20 +17,22 @@ from pathlib import Path
 from typing import Any
 
 MODEL_FILE, PROFILES_FILE, ENGINE_FILE = "model.onnx", "profiles.json", "model.engine"
+PLUGINS_FOLDER = "plugins"
 
 
 class RefusedError(Exception):
     """What TensorRT says against a graph, one line for each thing."""
 
 
-def build(trt: Any, logger: Any, folder: Path) -> bytes:
+def build(trt: Any, logger: Any, folder: Path, plugins: int = 0) -> bytes:
     """The engine of the model in `folder`.
 
     Args:
         trt: the module tensorrt, or tensorrt_rtx; logger: one of its loggers, which hears why a build fails.
+        plugins: how many nodes must become plugins; the parser says nothing of those that do not.
 
     Raises:
-        RefusedError: the graph has an operator, a type or a size that TensorRT does not take.
+        RefusedError: the graph has an operator, a type or a size that TensorRT does not take, or misses a plugin.
     """
     builder = trt.Builder(logger)
     # TensorRT 11 types every network strongly; TensorRT 10 has to be told.
@@ -36,6 +40,8 @@ def build(trt: Any, logger: Any, folder: Path) -> bytes:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(folder / MODEL_FILE)):
         raise RefusedError("\n".join(_parse_errors(parser)))
+    if plugins:
+        _check_plugins(trt, network, plugins)
     config = builder.create_builder_config()
     for shapes in json.loads((folder / PROFILES_FILE).read_text(encoding="utf-8"))["profiles"]:
         profile = builder.create_optimization_profile()
@@ -46,6 +52,31 @@ def build(trt: Any, logger: Any, folder: Path) -> bytes:
     if engine is None:
         raise RefusedError("the build failed; the log above says why")
     return bytes(engine)
+
+
+def _check_plugins(trt: Any, network: Any, expected: int) -> None:
+    kinds = [network.get_layer(place).type for place in range(network.num_layers)]
+    if (found := kinds.count(trt.LayerType.PLUGIN_V3)) != expected:
+        raise RefusedError(f"{expected} nodes have plugins, and {found} of them became one")
+
+
+def register_plugins(folder: Path) -> int:
+    """Register the plugins of `folder`, if it has any, with the TensorRT of this process.
+
+    Returns:
+        How many nodes of its model must become plugins.
+
+    Raises:
+        RefusedError: they cannot be registered.
+    """
+    if not (folder / PLUGINS_FOLDER).is_dir():
+        return 0
+    sys.path.insert(0, str(folder))
+    try:
+        register = importlib.import_module(f"{PLUGINS_FOLDER}.register")
+        return int(register.register_plugins(folder / PLUGINS_FOLDER))
+    except (ImportError, OSError, ValueError, RuntimeError) as error:
+        raise RefusedError(f"the plugins of {folder} cannot be registered: {error}") from error
 
 
 def _parse_errors(parser: Any) -> Iterator[str]:
@@ -73,7 +104,8 @@ def main() -> int:
         print(f"TensorRT's Python package is missing ({error}): pip install tensorrt", file=sys.stderr)
         return 1
     try:
-        engine = build(tensorrt, tensorrt.Logger(tensorrt.Logger.WARNING), here)
+        plugins = register_plugins(here)
+        engine = build(tensorrt, tensorrt.Logger(tensorrt.Logger.WARNING), here, plugins)
     except RefusedError as refusal:
         print(f"TensorRT {tensorrt.__version__} does not take this model:\n{refusal}", file=sys.stderr)
         return 1

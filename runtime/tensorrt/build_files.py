@@ -2,7 +2,7 @@
 
 profiles.json     {"profiles": [{input: {"min": […], "opt": […], "max": […]}}]}
 build_engine.sh   the same build by trtexec
-build_engine.py   by TensorRT's Python package, see `build_engine.py` here
+build_engine.py   by TensorRT's Python package, see `build_engine.py` here; of a model with plugins it registers them
 
 Where it is built through torch-tensorrt, the folder holds program.pt2 instead of the ONNX model, profiles.json, and a
 build_engine.py that calls `torch_tensorrt.py` here.
@@ -31,8 +31,16 @@ _SHELL = """\
 # Builds {engine} where TensorRT's trtexec and the GPU that will run it are. Arguments are handed to trtexec.
 set -eu
 cd "$(dirname "$0")"
-exec trtexec --onnx={model} --saveEngine={engine} --stronglyTyped --skipInference {shapes} "$@"
+{plugins}exec trtexec --onnx={model} --saveEngine={engine} --stronglyTyped --skipInference {shapes} "$@"
 """
+
+_PLUGINS = """\
+# trtexec does not see plugins of Python's: it needs them as a library.
+: "${GATEFX_PLUGIN_LIBRARY:?name the library that plugins/source builds, or run python build_engine.py}"
+export GATEFX_KERNELS="$PWD/plugins"
+set -- "--dynamicPlugins=$GATEFX_PLUGIN_LIBRARY" "$@"
+"""
+"""Before trtexec is called."""
 
 _TORCH_SCRIPT = """\
 \"\"\"Builds {engine} where torch-tensorrt, gatefx and the GPU that will run it are: python {script}\"\"\"
@@ -45,11 +53,15 @@ raise SystemExit(main(Path(__file__).resolve().parent))
 """
 
 
-def write_build_files(folder: Path, profile: Profile) -> None:
-    """Write the three files; without open axes there is no profile and trtexec needs no shapes."""
+def write_build_files(folder: Path, profile: Profile, *, plugins: bool = False) -> None:
+    """Write the three files; without open axes there is no profile and trtexec needs no shapes.
+
+    Args:
+        plugins: whether the model calls plugins, see `plugin_files.py`.
+    """
     _write_profile(folder, profile)
     script = folder / SHELL_SCRIPT
-    script.write_text(shell_script(profile), encoding="utf-8")
+    script.write_text(shell_script(profile, plugins=plugins), encoding="utf-8")
     script.chmod(0o755)
     shutil.copyfile(build_engine.__file__, folder / PYTHON_SCRIPT)
 
@@ -73,10 +85,13 @@ def read_profile(artifact: Artifact) -> Profile:
     return found
 
 
-def shell_script(profile: Profile) -> str:
+def shell_script(profile: Profile, *, plugins: bool = False) -> str:
     """The text of `build_engine.sh`."""
     shapes = [f"--{kind}Shapes={_shapes(profile, kind)}" for kind in ("min", "opt", "max")] if profile else []
-    return _SHELL.format(model=MODEL_FILE, engine=ENGINE_FILE, shapes=" ".join(map(shlex.quote, shapes)))
+    before = _PLUGINS if plugins else ""
+    return _SHELL.format(
+        plugins=before, model=MODEL_FILE, engine=ENGINE_FILE, shapes=" ".join(map(shlex.quote, shapes))
+    )
 
 
 def _shapes(profile: Profile, kind: str) -> str:

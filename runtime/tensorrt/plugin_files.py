@@ -1,6 +1,7 @@
 """What a folder holds beside a model with plugins: their kernels as PTX, and what registers them where TensorRT is.
 
 plugins/*.py          a copy of `plugins/` here
+plugins/source/       a copy of `plugin_source/` here: the same plugins in C++, for trtexec and programs without Python
 plugins/*.ptx         one kernel each, compiled for Ampere; the driver of a later GPU compiles it further
 plugins/kernels.tsv   what each kernel answers and how it is launched, see `plugins/kernels.py`
 """
@@ -17,7 +18,8 @@ from ..ops.ptx import Element
 from . import plugins
 from .plugins.kernels import TABLE_FILE, Kernel, written_table
 
-PLUGINS_FOLDER = "plugins"
+PLUGINS_FOLDER, SOURCE_FOLDER = "plugins", "source"
+SOURCES = Path(__file__).with_name("plugin_source")
 ARCHITECTURE = 80
 """What is compiled for: PTX of compute capability 8.0 is taken by every later GPU, that of 9.0 and more is not."""
 
@@ -60,6 +62,7 @@ def write_plugins(folder: Path, needed: Sequence[Needed]) -> None:
     (target / TABLE_FILE).write_text(written_table(table), encoding="utf-8")
     for source in sorted(Path(plugins.__file__).parent.glob("*.py")):
         shutil.copyfile(source, target / source.name)
+    shutil.copytree(SOURCES, target / SOURCE_FOLDER)
 
 
 def _compiled(needed: Needed, target: Path) -> Kernel:

@@ -157,6 +157,7 @@ def test_loading_names_what_is_missing(folders: dict[str, Path], monkeypatch: py
         ({"precision": "int8"}, "precision='int8'"),
         ({"generate": True}, "generate"),
         ({"opset": 23}, "opset=23"),
+        ({"plugins": True, "through": "torch_tensorrt"}, "plugins=True"),
         ({"sizes": {"length": (1, 2, 3)}}, "sizes for length"),
         ({"sizes": {"batch": (1, 2)}}, "(1, 2)"),
         ({"sizes": {"batch": (4, 2, 8)}}, "least 4"),
@@ -171,7 +172,7 @@ def test_what_no_engine_can_be_is_refused(fast: Any, options: dict[str, Any], sa
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "aotinductor"])
-@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"sizes": SIZES}, {"check": True}])
+@pytest.mark.parametrize("options", [{"precision": "fp16"}, {"sizes": SIZES}, {"check": True}, {"plugins": True}])
 def test_options_of_engines_are_refused_elsewhere(
     fast: Any, backend: str, options: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -12,6 +12,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gatefx.runtime.tensorrt import build_engine
+from gatefx.runtime.tensorrt.build_engine import RefusedError, build, register_plugins
 from gatefx.runtime.tensorrt.build_files import write_build_files
 
 needs_builder = pytest.mark.skipif(
@@ -67,6 +69,29 @@ def test_a_refusal_is_told_and_leaves_no_engine(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "multiplies" in done.stderr
     assert {path.name for path in tmp_path.iterdir()} == before
+
+
+@needs_builder
+def test_a_node_that_becomes_no_plugin_is_refused(tmp_path: Path) -> None:
+    trt = importlib.import_module("tensorrt_rtx")
+    logger = trt.Logger(trt.Logger.ERROR)
+    with pytest.raises(RefusedError, match="2 nodes have plugins, and 0 of them became one"):
+        build(trt, logger, folder_of(tmp_path, width=32), plugins=2)
+
+
+def test_plugins_that_cannot_be_registered_are_told(tmp_path: Path) -> None:
+    assert register_plugins(tmp_path) == 0
+    package = tmp_path / "plugins"
+    package.mkdir()
+    (package / "register.py").write_text(
+        "def register_plugins(folder):\n    raise ValueError(f'no table in {folder}')\n"
+    )
+    code = (
+        "import sys, runpy; build = runpy.run_path(sys.argv[1]); build['register_plugins'](build['Path'](sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, build_engine.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert f"RefusedError: the plugins of {tmp_path} cannot be registered: no table in {package}" in done.stderr
 
 
 def test_without_tensorrt_the_script_says_so(tmp_path: Path) -> None:

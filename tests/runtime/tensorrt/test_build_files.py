@@ -47,6 +47,26 @@ def test_trtexec_gets_one_argument_per_bound_whatever_the_names(tmp_path: Path) 
     ]
 
 
+def test_a_model_with_plugins_needs_their_library(tmp_path: Path) -> None:
+    tool = tmp_path / "trtexec"
+    tool.write_text('#!/bin/sh\nprintf "%s\\n" "$GATEFX_KERNELS" "$@"\n')
+    tool.chmod(0o755)
+    write_build_files(tmp_path, {}, plugins=True)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    command = [tmp_path / "build_engine.sh", "--verbose"]
+
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd="/")
+    assert (done.returncode != 0, done.stdout) == (True, "")
+    assert "GATEFX_PLUGIN_LIBRARY" in done.stderr
+    assert "build_engine.py" in done.stderr
+
+    environment["GATEFX_PLUGIN_LIBRARY"] = "/some where/lib.so"
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd="/")
+    kernels, *arguments = done.stdout.splitlines()
+    assert kernels == str(tmp_path / "plugins")
+    assert arguments[-2:] == ["--dynamicPlugins=/some where/lib.so", "--verbose"]
+
+
 def test_without_open_axes_there_is_no_profile(tmp_path: Path) -> None:
     write_build_files(tmp_path, {})
     assert json.loads((tmp_path / "profiles.json").read_text()) == {"profiles": []}
