@@ -54,7 +54,8 @@ TYPED := -p gatefx.passes -p gatefx.models -p gatefx.runtime -p gatefx.tools \
 
 # Kernels interpreted, and samples compiled and built for GPUs; no GPU is needed. In a venv of its own, for its packages
 # are large. `gpu-matrix` is the whole of it, half an hour or more: every kernel for every GPU, and the graphs of every
-# family, by TensorRT for RTX in three precisions.
+# family, by TensorRT for RTX in three precisions. GATEFX_TENSORRT_INCLUDE=FOLDER, where TensorRT's headers are (no package
+# has them), adds the plugins in C++: compiled, loaded and driven with a driver that runs nothing.
 GPU_VENV ?= .venv-gpu
 GPU_TESTS := tests/runtime/tensorrt tests/runtime/ops
 gpu-venv:

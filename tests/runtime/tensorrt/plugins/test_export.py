@@ -11,8 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import gatefx
 from gatefx.errors import ArtifactError, MissingDependencyError
 from gatefx.runtime.artifact import Artifact, ArtifactWriter
 from gatefx.runtime.tensorrt import build_engine, plugins
@@ -20,7 +23,7 @@ from gatefx.runtime.tensorrt.plugin_registration import register_plugins
 from gatefx.runtime.tensorrt.plugins.kernels import TABLE_FILE, Kernel, written_table
 
 EXPORT = """
-import sys, torch, gatefx
+import sys, numpy, torch, gatefx
 from gatefx.methods import CCM
 from gatefx.models.tiny import tiny, tiny_inputs
 torch.manual_seed(0)
@@ -35,6 +38,8 @@ with torch.no_grad():
             parameter.normal_(std=0.1)
 fast = gatefx.optimize(gated, budget=4, data=batches, forms="gathered", progress=False)
 gatefx.export(fast, sys.argv[1], backend="tensorrt", precision="fp16", plugins=True)
+batch = tiny_inputs("bert", 2, 9, 3)
+numpy.savez(sys.argv[1] + ".npz", logits=fast(**batch)["logits"].numpy(), **{k: v.numpy() for k, v in batch.items()})
 """
 #: Registers what the folder's own files say, in the order that its build script goes, where gatefx cannot be imported.
 REGISTER = """
@@ -97,6 +102,22 @@ def test_a_folder_registers_the_plugins_of_its_model(tmp_path: Path) -> None:
     done = python(REGISTER, str(folder))
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.splitlines()[-2:] == [str(nodes), "GatedLora None"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or importlib.util.find_spec("tensorrt") is None,
+    reason="no CUDA device, or no TensorRT here: no engine with plugins is built and run",
+)
+def test_an_engine_with_plugins_answers_as_torch_does(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    for command in ([sys.executable, "-c", EXPORT, str(folder)], [sys.executable, str(folder / "build_engine.py")]):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
+    batch = dict(np.load(f"{folder}.npz"))
+    logits = batch.pop("logits")
+    found = gatefx.load(folder)(**batch)["logits"]
+    assert np.abs(found - logits).max() <= 2e-2 * np.abs(logits).max()
 
 
 def sealed(folder: Path, *files: str) -> Path:
