@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,9 +20,12 @@ from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.models.token_gate import SharePoint, TokenGate
 from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.gate.token_gate import InsertTokenGates
+from gatefx.passes.graph import capture as capture_module
 from gatefx.passes.graph.capture import Captured, capture
 from gatefx.passes.harden.freeze import FreezeRegularization
 from gatefx.passes.harden.token_gate import HardenTokenGates
+
+from .traces import SharedTraces
 
 #: Largest absolute difference that reordered arithmetic may make on values of order one.
 TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
@@ -82,6 +86,12 @@ def masked_tokens() -> Callable[[nn.Module, Mapping[str, Tensor], Mapping[int, f
         return harden(frozen).graph_module.eval()
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shared_traces() -> Iterator[None]:
+    with patch.object(capture_module, "_export", SharedTraces(capture_module._export)):
+        yield
 
 
 @pytest.fixture(autouse=True)
