@@ -15,12 +15,14 @@ from gatefx.passes.decode.engine import engine_of
 from gatefx.runtime.generation.loop import start_generation
 from gatefx.runtime.generation.sampling import Sampling
 
+from .sampling import rest_slow
+
 METHODS: dict[str, tuple[Any, Any]] = {
+    "masklora": (gatefx.methods.MaskLoRA(keep={0: 0.7, 1: 0.5}, floor=0.0), 0.5),
     "ccm": (gatefx.methods.CCM(d_router=8, prefix=4), 2),
     "tspeft": (gatefx.methods.TSPEFT(), 0.5),
     "gatera": (gatefx.methods.GateRA(update="lora"), 0.5),
     "weightlora": (gatefx.methods.WeightLoRA(), 5),
-    "masklora": (gatefx.methods.MaskLoRA(keep={0: 0.7, 1: 0.5}, floor=0.0), 0.5),
 }
 
 
@@ -39,7 +41,7 @@ def deployed(adapted_decoder: Any) -> Any:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", rest_slow(METHODS))
 def test_compacted_generates_what_masked_does(deployed: Any, ragged_prompts: Any, name: str, side: str) -> None:
     short, dense = (
         start_generation(
@@ -52,9 +54,7 @@ def test_compacted_generates_what_masked_does(deployed: Any, ragged_prompts: Any
     torch.testing.assert_close(short.logits, dense.logits, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "masklora" else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
-)
+@pytest.mark.parametrize("name", rest_slow(METHODS))
 def test_onnx_runtime_generates_torchs_tokens(deployed: Any, ragged_prompts: Any, name: str, tmp_path: Path) -> None:
     fast = deployed(name)
     session = gatefx.load(gatefx.export(fast, tmp_path / "out", generate=True), threads=1)

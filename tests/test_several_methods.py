@@ -22,9 +22,12 @@ from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.gated import GatedModel
 
 NAMES = tuple(dict.fromkeys(kind_of(config) for config in METHODS.values()))
-#: Pairs and all of them; what lies between is slow together, half a minute a subset where two cores are shared.
+#: Every method beside another one, and all of them; the other subsets are slow together.
+PAIRS = ({"ccm", "masklora"}, {"tspeft", "gatera"}, {"weightlora", "ccm"})
 SUBSETS = [
-    pytest.param(subset, marks=() if size in (2, len(NAMES)) else pytest.mark.slow, id="+".join(subset))
+    pytest.param(
+        subset, marks=() if size == len(NAMES) or set(subset) in PAIRS else pytest.mark.slow, id="+".join(subset)
+    )
     for size in range(2, len(NAMES) + 1)
     for subset in itertools.combinations(NAMES, size)
 ]

@@ -15,6 +15,8 @@ from gatefx.config import AdapterConfig
 from gatefx.methods import CCM, TSPEFT, GateRA, MaskLoRA
 from gatefx.models.tiny import tiny, tiny_inputs
 
+from .sampling import rest_slow
+
 LENGTHS = (7, 10, 13)
 CASES = {
     "ccm": (CCM(rank=8), 4, 2),
@@ -40,7 +42,7 @@ def deployed(config: AdapterConfig, budget: float) -> Any:
     return gatefx.optimize(gated, budget=budget, data=batches(), progress=False)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rest_slow(CASES, 2))
 @torch.no_grad()
 def test_lengths_and_budgets_share_one_graph(name: str) -> None:
     config, budget, smaller = CASES[name]

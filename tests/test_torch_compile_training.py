@@ -17,6 +17,8 @@ from gatefx.models.regularization import REGULARIZATION_MODULES
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
 
+from .sampling import rest_slow
+
 # Dynamo makes an object of every autograd function that it traces, which torch itself warns of.
 pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 LENGTHS = (7, 10, 13)
@@ -50,7 +52,7 @@ def gated_model(name: str) -> GatedModel:
     return gated.train()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", rest_slow(CASES))
 def test_training_is_one_graph_and_equals_eager(name: str) -> None:
     eager = gated_model(name)
     model = copy.deepcopy(eager)

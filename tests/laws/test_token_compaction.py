@@ -21,8 +21,9 @@ from gatefx.passes.graph.legality import check_legality
 from gatefx.passes.graph.signature import signature_of
 from gatefx.passes.lower.onnx import lower_to_onnx
 
-FAST = ["bert", "deberta-v2", "modernbert", "t5", "vit"]
+FAST = ["bert", "deberta-v2", "vit"]
 SLOW = [
+    *("modernbert", "t5"),
     *("roberta", "distilbert", "electra", "mpnet", "albert", "bart", "xlm-roberta", "camembert", "ernie", "rembert"),
     *("deberta", "big_bird", "roformer", "mt5", "mbart", "pegasus", "deit"),
 ]

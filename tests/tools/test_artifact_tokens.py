@@ -19,6 +19,8 @@ from gatefx.runtime.artifact import Artifact
 from gatefx.tools.artifact_tokens import artifact_heat_rows
 from gatefx.tools.heat_map import heat_rows
 
+from ..sampling import rest_slow_rows
+
 Command = Callable[..., tuple[int, str, str]]
 TEXT = "the film was not very good a dull plot"
 
@@ -51,7 +53,7 @@ def deployed(base_folder: Path, tokenizer: Any, texts: list[str]) -> Callable[..
     return make
 
 
-@pytest.mark.parametrize(("forms", "data"), [(None, True), (None, False), ("masked", True)])
+@pytest.mark.parametrize(("forms", "data"), rest_slow_rows([(None, True), (None, False), ("masked", True)]))
 def test_cuts_are_those_of_the_masked_graph(
     deployed: Callable[..., DeployedModel], tokenizer: Any, tmp_path: Path, forms: str | None, data: bool
 ) -> None:

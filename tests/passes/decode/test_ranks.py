@@ -14,6 +14,8 @@ from gatefx.passes.graph.signature import signature_of
 from gatefx.runtime.generation.loop import start_generation
 from gatefx.runtime.generation.sampling import Sampling
 
+from ...sampling import rest_slow_rows
+
 
 @pytest.fixture(scope="module")
 def routed(adapted_decoder: Any) -> Any:
@@ -72,13 +74,16 @@ def test_graphs_without_routers_stay_as_they_are(pruned_decoder: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "budget"),
-    [
-        ("tspeft", 0.5),
-        (gatefx.methods.GateRA(update="lora"), 0.5),
-        ("weightlora", 4),
-        (["ccm", "masklora"], {"ccm": 2, "masklora": 0.5}),
-        (["tspeft", "masklora"], {"tspeft": 0.5, "masklora": 0.5}),
-    ],
+    rest_slow_rows(
+        [
+            (["ccm", "masklora"], {"ccm": 2, "masklora": 0.5}),
+            (gatefx.methods.GateRA(update="lora"), 0.5),
+            ("tspeft", 0.5),
+            ("weightlora", 4),
+            (["tspeft", "masklora"], {"tspeft": 0.5, "masklora": 0.5}),
+        ],
+        2,
+    ),
 )
 def test_every_method_generates_what_its_masked_graph_does(
     method: Any, budget: Any, adapted_decoder: Any, ragged_prompts: Any
@@ -100,7 +105,7 @@ def test_every_method_generates_what_its_masked_graph_does(
 
 
 @pytest.mark.parametrize(
-    ("method", "budget"), [(gatefx.methods.GateRA(update="lora"), 0.5), ("weightlora", 4), ("ccm", 2)]
+    ("method", "budget"), rest_slow_rows([(gatefx.methods.GateRA(update="lora"), 0.5), ("weightlora", 4), ("ccm", 2)])
 )
 def test_what_compaction_merged_is_held_once(method: Any, budget: Any, adapted_decoder: Any) -> None:
     data = [tiny_inputs("llama", batch=4, tokens=12)]

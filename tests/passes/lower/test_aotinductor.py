@@ -19,6 +19,8 @@ from gatefx.methods import CCM, MaskLoRA
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.lower import aotinductor as module
 
+from ...sampling import rest_slow
+
 SIZES = ((4, 7), (1, 10), (3, 13))
 RUN_WITHOUT_GATEFX = """
 import sys
@@ -116,7 +118,9 @@ def test_another_ending_and_a_name_that_is_taken_are_refused(masked: Any, tmp_pa
     assert (tmp_path / "model.pt2").read_text() == "old"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("missing lowering"), OSError("disk full"), KeyboardInterrupt("stop")])
+@pytest.mark.parametrize(
+    "error", rest_slow([RuntimeError("missing lowering"), OSError("disk full"), KeyboardInterrupt("stop")])
+)
 def test_a_failed_compile_leaves_the_old_file_and_nothing_else(
     masked: Any, error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from gatefx.models.tiny import tiny_decoder
 from gatefx.passes.lower.aotinductor import gatefx_operators
 from gatefx.passes.lower.site_programs import site_programs
 
+from ...sampling import rest_slow
+
 
 def deployed(config: Any, budget: Any = None) -> Any:
     torch.manual_seed(0)
@@ -28,7 +30,7 @@ def deployed(config: Any, budget: Any = None) -> Any:
     return model, gatefx.optimize(gated.eval(), data=[batch], progress=False), batch
 
 
-@pytest.mark.parametrize("config", [GateRA(rank=4), TSPEFT(rank=4)], ids=["gatera", "tspeft"])
+@pytest.mark.parametrize("config", rest_slow([GateRA(rank=4), TSPEFT(rank=4)]), ids=["gatera", "tspeft"])
 def test_layers_with_their_programs_are_the_model(config: Any) -> None:
     model, fast, batch = deployed(config, 0.5 if isinstance(config, GateRA) else None)
     base = model(**batch).logits

@@ -23,6 +23,8 @@ from gatefx.passes.lower.tensorrt import ranges_of
 from gatefx.passes.lower.torch_tensorrt import example_within, lower_to_torch_tensorrt
 from gatefx.runtime.artifact import Artifact
 
+from ...sampling import rest_slow
+
 Deployed = Callable[[str], DeployedModel]
 CONFIGS: dict[str, tuple[AdapterConfig, float | None]] = {
     "ccm": (CCM(rank=8), 3),
@@ -57,7 +59,7 @@ def deployed() -> Deployed:
     return make
 
 
-@pytest.mark.parametrize("method", CONFIGS)
+@pytest.mark.parametrize("method", rest_slow(["masklora", "ccm", "gatera", "tspeft"]))
 def test_the_program_means_what_the_model_does(method: str, deployed: Deployed) -> None:
     fast = deployed(method)
     ranges = ranges_of(fast.signature, SIZES)
@@ -72,7 +74,7 @@ def test_the_program_means_what_the_model_does(method: str, deployed: Deployed) 
         torch.testing.assert_close(answer["logits"], fast(**batch)["logits"], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("method", ["ccm", "gatera"])
+@pytest.mark.parametrize("method", rest_slow(["gatera", "ccm"]))
 def test_sixteen_bits_are_near(method: str, deployed: Deployed) -> None:
     fast = deployed(method)
     ranges = ranges_of(fast.signature, SIZES)

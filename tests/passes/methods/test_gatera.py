@@ -20,6 +20,8 @@ from gatefx.passes.gated import GatedModel
 from gatefx.passes.graph.edit import shape_of
 from gatefx.passes.methods.gatera_schedule import ModulationSchedule
 
+from ...sampling import rest_slow_rows
+
 UPDATES = ["hira", "lora"]
 LABELS = torch.tensor([0, 1, 2, 0])
 Make = Callable[[str], GatedModel]
@@ -245,7 +247,7 @@ def test_saved_and_read_back_bit_for_bit(trained: Make, tmp_path: Path, update: 
 
 
 @pytest.mark.parametrize(
-    ("update", "options"), [("hira", {}), ("lora", {"forms": "masked"}), ("hira", {"gate": "soft"})]
+    ("update", "options"), rest_slow_rows([("hira", {}), ("lora", {"forms": "masked"}), ("hira", {"gate": "soft"})])
 )
 def test_exported_it_answers_as_in_torch(trained: Make, tmp_path: Path, update: str, options: dict[str, Any]) -> None:
     method = GateRA(update=update, rank=4, gate=options.get("gate", "hard"))  # type: ignore[arg-type]  # a test's parameter

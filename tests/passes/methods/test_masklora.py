@@ -25,6 +25,8 @@ from gatefx.passes.harden.token_calibration import look_at
 from gatefx.passes.harden.token_gate import SHARE
 from gatefx.passes.methods.masklora_schedule import TokenSchedule
 
+from ...sampling import rest_slow
+
 LABELS = torch.tensor([0, 1, 2, 0])
 NEAR = {"rtol": 0, "atol": 1e-5}
 
@@ -120,7 +122,10 @@ def test_in_eval_mode_it_already_drops_the_deployed_share() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"keep": ((0, 0.8), (1, 0.5))}, {"scores": "path"}, {"select": "threshold"}, {"influence": "mixed"}]
+    "options",
+    rest_slow(
+        [{"keep": ((0, 0.8), (1, 0.5))}, {"select": "threshold"}, {}, {"scores": "path"}, {"influence": "mixed"}], 2
+    ),
 )
 def test_deployed_it_equals_the_masked_graph(options: dict[str, Any]) -> None:
     fast = gatefx.optimize(trained(**options), data=batches(), verify=True)
@@ -134,7 +139,7 @@ def test_deployed_it_equals_the_masked_graph(options: dict[str, Any]) -> None:
     assert {site.form for site in fast.sites} == {"merged" if folded else "lora"}
 
 
-@pytest.mark.parametrize("family", ["roberta", "deberta-v2", "modernbert", "vit", "t5"])
+@pytest.mark.parametrize("family", rest_slow(["deberta-v2", "vit", "t5", "roberta", "modernbert"], 2))
 def test_families(family: str) -> None:
     gated = trained(family)
     fast = gatefx.optimize(gated, data=batches(family=family))
@@ -185,7 +190,7 @@ def get_share(fast: DeployedModel) -> float:
     return float(fast.graph_module.get_buffer(SHARE))
 
 
-@pytest.mark.parametrize("options", [{}, {"select": "threshold"}, {"scores": "path"}])
+@pytest.mark.parametrize("options", rest_slow([{"scores": "path"}, {}, {"select": "threshold"}]))
 def test_exported_it_answers_as_in_torch(tmp_path: Path, options: dict[str, Any]) -> None:
     fast = gatefx.optimize(trained(**options), data=batches())
     gatefx.export(fast, tmp_path / "artifact")

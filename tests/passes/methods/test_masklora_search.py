@@ -32,6 +32,8 @@ from gatefx.passes.methods.masklora import TokenPruning
 from gatefx.passes.methods.masklora_search import candidates, choose_schedule
 from gatefx.passes.methods.masklora_trials import Trials
 
+from ...sampling import rest_slow
+
 NEAR = {"rtol": 0, "atol": 1e-5}
 
 
@@ -136,7 +138,7 @@ def counted(model: DeployedModel, data: list[dict[str, Any]]) -> int:
     return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("family", ["bert", "t5"])
+@pytest.mark.parametrize("family", rest_slow(["bert", "t5"]))
 def test_predictions_are_what_torch_counts_and_compaction_equals_the_mask(family: str) -> None:
     data = batches(family)
     fast = deployed(0.75, family)

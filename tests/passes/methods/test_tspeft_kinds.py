@@ -17,6 +17,8 @@ from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.find.thresholds import thresholds_of
 from gatefx.passes.methods.site_choice import site_sparsity
 
+from ...sampling import rest_slow
+
 DATA = [tiny_inputs("bert", batch=4, tokens=5 + 3 * index, seed=index) for index in range(3)]
 LABELS = torch.tensor([0, 1, 1, 0])
 
@@ -60,7 +62,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", rest_slow(KINDS, 2))
 def test_from_prepare_to_the_exported_model(kind: str, tmp_path: Path) -> None:
     model = KINDS[kind]().eval()
     gated = gatefx.prepare(model, "tspeft", 0.5, example_inputs=DATA[0], verify=True).eval()

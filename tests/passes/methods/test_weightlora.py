@@ -22,6 +22,8 @@ from gatefx.passes.find.adapter_weights import find_weighted, weights_by_name
 from gatefx.passes.find.adapters import find_sites
 from gatefx.passes.gated import GatedModel
 
+from ...sampling import rest_slow
+
 LABELS = torch.tensor([0, 1, 2, 0])
 DATA = [tiny_inputs("bert", batch=4, tokens=5 + 3 * index, seed=index) for index in range(3)]
 Make = Callable[[str], GatedModel]
@@ -167,7 +169,7 @@ def test_untrained_the_adapters_that_add_most_stay() -> None:
     assert same(fast, fast.reference, 1e-5)
 
 
-@pytest.mark.parametrize("forms", ["gathered", "masked"])
+@pytest.mark.parametrize("forms", rest_slow(["gathered", "masked"]))
 def test_beside_other_methods_dropped_sites_go_with_their_gates(tmp_path: Path, forms: str) -> None:
     torch.manual_seed(0)
     methods = [WeightLoRA(rank=8), CCM(rank=8), GateRA(rank=8, update="lora")]

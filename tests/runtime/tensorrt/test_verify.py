@@ -29,6 +29,8 @@ from gatefx.runtime.tensorrt import verify as module
 from gatefx.runtime.tensorrt.build_files import Profile, write_build_files
 from gatefx.runtime.tensorrt.verify import trial_build
 
+from ...sampling import rest_slow
+
 needs_builder = pytest.mark.skipif(
     importlib.util.find_spec("tensorrt_rtx") is None,
     reason="tensorrt-rtx is not installed here: no engine is built (pip install 'gatefx[tensorrt]')",
@@ -89,7 +91,7 @@ def one_product(folder: Path, *, width: int = 32, profile: Profile | None = None
     return folder
 
 
-@pytest.mark.parametrize("method", ["gatera", "weightlora", "masklora"])
+@pytest.mark.parametrize("method", rest_slow(["masklora", "gatera", "weightlora"]))
 def test_exported_graphs_keep_the_rules(method: str, deployed: Deployed, tmp_path: Path) -> None:
     """Export raises if they do not; ccm is in `tests/passes/lower/test_tensorrt.py`."""
     model = deployed("bert", method)
