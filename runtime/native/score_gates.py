@@ -118,5 +118,5 @@ def _has_features(x: onnx_ir.Value | None) -> bool:
 
 
 def _is_number(value: onnx_ir.Value | None) -> bool:
-    """Whether it holds one number whatever the input."""
-    return value is not None and value.shape is not None and all(size == 1 for size in value.shape)
+    """Whether it holds one number whatever the input, and adds no axis to what it is compared with."""
+    return value is not None and value.shape is not None and value.shape.dims in ((), (1,))

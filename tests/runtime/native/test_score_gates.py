@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir
@@ -88,10 +89,14 @@ def test_sums_in_fewer_bits_stay_standard() -> None:
     assert gate_natively(graph) == 0
 
 
-def test_a_level_for_each_example_stays_standard() -> None:
+@pytest.mark.parametrize("shape", [["batch", 1], ["batch"], [1, 1, 1], [2], None])
+def test_levels_that_are_no_single_number_stay_standard(shape: Any) -> None:
+    """One of more axes than the scores would give them to the choice."""
     graph = model(f"{STORED} {REST}")
-    graph.graph.inputs[1].shape = onnx_ir.Shape(["batch", 1])
+    graph.graph.inputs[1].shape = None if shape is None else onnx_ir.Shape(shape)
     assert gate_natively(graph) == 0
+    graph.graph.inputs[1].shape = onnx_ir.Shape([1])
+    assert gate_natively(graph) == 1
 
 
 def test_a_turned_weight_that_two_gates_share_is_turned_for_none() -> None:
@@ -106,7 +111,7 @@ def test_tensors_that_do_not_fit_are_a_status(native_folder: Path) -> None:
     graph = model(f"{STORED} {REST}")
     gate_natively(graph)
     graph.graph.inputs[0].shape = onnx_ir.Shape(["batch", "sequence", "width"])
-    graph.graph.inputs[1].shape = onnx_ir.Shape(["levels"])
+    graph.graph.inputs[1].shape = onnx_ir.Shape(["levels"])  # after the check that it is one
     made = opened(onnx_ir.to_proto(graph), native_folder, 1)
     with pytest.raises(Exception, match="score's weight is not"):
         run(made, {"x": np.zeros((2, 3, 36), np.float32), "level": np.zeros(1, np.float32)})
