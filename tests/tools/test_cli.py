@@ -21,7 +21,7 @@ COMPILING = {
 }  # fmt: skip
 OPTIONS = {
     ("export", "onnx"): COMPILING | {"--opset", "--generate", "--static", "--parts", "--adapter", "--cache"},
-    ("export", "tensorrt"): COMPILING | {"--check", "--through", "--precision", "--size"},
+    ("export", "tensorrt"): COMPILING | {"--check", "--plugins", "--precision", "--size", "--through"},
     ("export", "triton"): {
         "--debug",
         "--instances",
