@@ -52,11 +52,7 @@ def _replaced(model: onnx_ir.Model, node: onnx_ir.Node) -> bool:
         name=node.name,
         metadata_props=dict(node.metadata_props),
     )
-    old, new = node.outputs[0], native.outputs[0]
-    old.name, new.name, new.shape, new.type = None, old.name, old.shape, old.type
-    model.graph.insert_before(node, native)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    model.graph.remove(node, safe=True)
+    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], [native], node.outputs, native.outputs)
     model.graph.opset_imports.setdefault(DOMAIN, 1)
     return True
 

@@ -26,9 +26,10 @@ SCORE_GATE = "ScoreGate"
 
 @dataclass(frozen=True)
 class _Gate:
-    """One gate: its nodes from the comparison up, and what the operator reads."""
+    """One gate: its nodes from the comparison up, the one that turns its weight, and what the operator reads."""
 
     nodes: tuple[onnx_ir.Node, ...]
+    turn: onnx_ir.Node | None
     inputs: tuple[onnx_ir.Value, ...]
 
 
@@ -44,15 +45,19 @@ def _replace(model: onnx_ir.Model, gate: _Gate) -> None:
     import onnx_ir
 
     compare = gate.nodes[0]
-    native = onnx_ir.Node(DOMAIN, SCORE_GATE, gate.inputs, num_outputs=1, name=compare.name)
-    native.metadata_props.update(compare.metadata_props)
-    old, new = compare.outputs[0], native.outputs[0]
-    old.name, new.name, new.shape, new.type = None, old.name, old.shape, old.type
-    model.graph.insert_before(compare, native)
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    for node in gate.nodes:
-        if not node.outputs[0].uses():  # several gates may share the node that turns a weight
-            model.graph.remove(node, safe=True)
+    native = onnx_ir.Node(
+        DOMAIN,
+        SCORE_GATE,
+        gate.inputs,
+        num_outputs=1,
+        name=compare.name,
+        metadata_props=dict(compare.metadata_props),
+    )
+    # Several gates may share the node that turns a weight: it goes with the last of them.
+    turned = [gate.turn] if gate.turn is not None and len(gate.turn.outputs[0].uses()) == 1 else []
+    onnx_ir.convenience.replace_nodes_and_values(
+        model.graph, compare, [*gate.nodes, *turned], [native], compare.outputs, native.outputs
+    )
     model.graph.opset_imports.setdefault(DOMAIN, 1)
 
 
@@ -71,8 +76,8 @@ def _found(compare: onnx_ir.Node) -> _Gate | None:
             continue
         x, (weight, turn) = multiply.inputs[0], _weight(multiply.inputs[1])
         if weight is not None and _has_features(x):
-            nodes = [compare, squeeze, add, multiply, *([turn] if turn is not None else ())]
-            return _Gate(tuple(nodes), tuple(value for value in (x, weight, bias, level) if value is not None))
+            inputs = tuple(value for value in (x, weight, bias, level) if value is not None)
+            return _Gate((compare, squeeze, add, multiply), turn, inputs)
     return None
 
 

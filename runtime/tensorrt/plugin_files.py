@@ -16,9 +16,10 @@ from pathlib import Path
 from ...errors import CaptureError, missing_package
 from ..ops.ptx import Element
 from . import plugins
+from .build_engine import PLUGINS_FOLDER
 from .plugins.kernels import TABLE_FILE, Kernel, written_table
 
-PLUGINS_FOLDER, SOURCE_FOLDER = "plugins", "source"
+SOURCE_FOLDER = "source"
 SOURCES = Path(__file__).with_name("plugin_source")
 ARCHITECTURE = 80
 """What is compiled for: PTX of compute capability 8.0 is taken by every later GPU, that of 9.0 and more is not."""

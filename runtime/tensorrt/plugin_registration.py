@@ -9,7 +9,7 @@ import os
 
 from ...errors import ArtifactError, GatefxError, MissingDependencyError
 from ..artifact import Artifact
-from .plugin_files import PLUGINS_FOLDER
+from .build_engine import PLUGINS_FOLDER
 from .plugins.kernels import TABLE_FILE
 from .plugins.register import register_plugins as register
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
+
+from ..compiling_ahead import rows_said_by
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
@@ -32,15 +31,7 @@ for kernel, element, rank, architecture in json.loads(sys.argv[1]):
 
 
 def compiled(*cases: tuple[str, str, int, int]) -> list[dict[str, Any]]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, json.dumps(cases)],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return rows_said_by(PROGRAM, json.dumps(cases))
 
 
 def assert_fit(row: dict[str, Any], parameters: int, architecture: int) -> None:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ from gatefx.runtime.ops.ptx import POINTER, WHOLE_NUMBER, parameter_kinds
 from gatefx.runtime.tensorrt import plugin_files, plugins
 from gatefx.runtime.tensorrt.plugin_files import Needed, write_plugins
 from gatefx.runtime.tensorrt.plugins.kernels import Kernel, Kernels
+
+from ...compiling_ahead import rows_said_by
 
 needs_triton = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None,
@@ -48,15 +48,7 @@ for one in needed:
 def written(folder: Path, needed: list[Needed]) -> list[dict[str, Any]]:
     """Have `folder` written; what the texts need of each GPU."""
     rows = json.dumps([list(vars(one).values()) for one in needed])
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), rows, json.dumps(ARCHITECTURES)],
-        env={**os.environ, "TRITON_INTERPRET": "0"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return rows_said_by(PROGRAM, str(folder), rows, json.dumps(ARCHITECTURES))
 
 
 def assert_fit(row: dict[str, Any]) -> None:
