@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from .configs.masklora import MaskLoRA
 from .gate_functions import hard_concrete_gate
 from .score_predictor import ScorePredictor, log_score
+from .token_scores import real_quantile
 from .token_selection import kept_counts, priorities, tokens_of_share, top_mask
 
 
@@ -171,7 +172,7 @@ class TokenGate(nn.Module):
     @torch.no_grad()
     def _follow(self, scores: Tensor, real: Tensor) -> None:
         """Move κ towards the batch's own F⁻¹(1 − ρ)."""
-        level = torch.quantile(scores[real > 0], 1 - self.share)
+        level = real_quantile(scores.flatten(), real.flatten(), 1 - self.share)
         self.cutoff.copy_(_smoothed(self.cutoff, level, self.config.momentum))
 
     @torch.no_grad()
@@ -197,6 +198,10 @@ def must_stay(kept: tuple[int, ...], alive: Tensor, protected: Tensor | None) ->
 
 
 def _smoothed(running: Tensor, value: Tensor, momentum: float) -> Tensor:
-    """β·running + (1 − β)·value; the value itself where nothing ran yet (infinite), or adapters were still zero."""
+    """β·running + (1 − β)·value; the value itself where nothing ran yet (infinite), or adapters were still zero.
+
+    A value of no tokens, NaN, leaves what ran as it is.
+    """
     value = value.to(running)
-    return torch.where(running.isinf() | (running == 0), value, running.lerp(value, 1 - momentum))
+    moved = torch.where(running.isinf() | (running == 0), value, running.lerp(value, 1 - momentum))
+    return torch.where(value.isnan(), running, moved)

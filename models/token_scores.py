@@ -89,8 +89,15 @@ class LogitShift(nn.Module):
 
 def clip_levels(shifts: Tensor, real: Tensor) -> Tensor:
     """P99.5 of each layer over real tokens: shifts (L,B,T), real (B,T) → (L,)."""
-    rows = shifts.flatten(1)[:, real.flatten() > 0]
-    return torch.quantile(rows, CLIP_QUANTILE, dim=1)
+    return real_quantile(shifts.flatten(1), real.flatten(), CLIP_QUANTILE)
+
+
+def real_quantile(values: Tensor, real: Tensor, share: float) -> Tensor:
+    """The quantile F⁻¹(share) over real tokens: values (…, N), real (N,) → (…); NaN where none is real.
+
+    The tokens are not gathered, for torch.compile would not know their number.
+    """
+    return torch.nanquantile(torch.where(real > 0, values, torch.nan), share, dim=-1)
 
 
 def normalized(shifts: Tensor, real: Tensor, cap: Tensor | None = None) -> Tensor:

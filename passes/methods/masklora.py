@@ -30,13 +30,14 @@ from ...config import Budget, Flops, resolve_share
 from ...errors import BudgetError, MethodError, PassError
 from ...models.configs.masklora import MaskLoRA
 from ...models.families import ATTENTION_MASK
+from ...models.gate_records import gates_among
 from ...models.score_predictor import ScorePredictor
+from ...models.token_gate import TokenGate
 from ...models.token_objective import token_loss
 from ..chain import Chain
 from ..compact.tokens import CompactTokens
 from ..contract import Pass
 from ..decision import Decision
-from ..find.last_token import is_decoder_graph
 from ..gate.token_cuts import PlaceTokenGates
 from ..gate.token_scores import FeedTokenGates, required_layers, token_gates
 from ..graph.signature import signature_of
@@ -150,23 +151,15 @@ class TokenPruning(Method[MaskLoRA]):
         Raises:
             MethodError: a decoder, whose gates are fitted and not trained.
         """
-        if is_decoder_graph(model.graph_module):
-            raise MethodError(
-                "Gates on a decoder's tokens are fitted, not trained: a loss over a text reads the answers of tokens "
-                "that they drop.",
-                given="a call in training mode",
-                expected="a decoder whose adapters were trained without gates",
-                remedy='train the PEFT model, then call gatefx.optimize(model, "masklora", data=prompts)',
-            )
         gradients = not self.config.stop_gradient and torch.is_grad_enabled()
         self._answer = self._forward.of(model)(tensors, gradients=gradients)
         names = signature_of(model.graph_module).input_names
         self._mask = tensors[names.index(ATTENTION_MASK)] if ATTENTION_MASK in names else None
-        set_scores([gate for _, gate in token_gates(model.graph_module)], self._answer)
+        set_scores(gates_among(model.graph_module, TokenGate), self._answer)
 
     def loss(self, model: GatedModel, outputs: Mapping[str, Tensor]) -> Tensor:
         """Sparsity, consistency, concentration and budget on the last batch."""
-        gates = [gate for _, gate in token_gates(model.graph_module)]
+        gates = gates_among(model.graph_module, TokenGate)
         wanted = self._answer.outputs if self._answer is not None else {}
         known = {name: value for name, value in wanted.items() if name in outputs and value.is_floating_point()}
         return token_loss(gates, output_divergence(known, outputs, self._mask) if known else None)

@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, fx, nn
 
+from ...errors import MethodError, PassError
 from ...models.configs.masklora import MaskLoRA
 from ...models.token_gate import TokenGate
 from ...models.token_scores import aggregated, clip_levels, normalized
 from ..chain import Chain
+from ..find.last_token import is_decoder_graph
 from ..gate.token_scores import TOKEN_SCORES, ShowTokenScores, token_gates
 from ..graph.signature import signature_of
 from ..harden.freeze import FreezeRegularization
@@ -76,13 +78,50 @@ class TrainingForward:
         self._full: FullForward | None = None
 
     def of(self, model: GatedModel) -> FullForward:
-        """The model's full forward."""
+        """The model's full forward.
+
+        Raises:
+            MethodError: a decoder, whose gates are fitted and not trained.
+        """
+        _renew(self, model)
+        if self._full is None:
+            raise PassError("The full forward was not made.")
+        return self._full
+
+    def renew(self, model: GatedModel) -> None:
+        """Make it again if it is not that of the model as it is now; see `of`."""
         graph = model.graph_module
         tensors = list(_tensors(graph))
         same = len(tensors) == len(self._tensors) and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
         if self._full is None or self._graph is not graph or not same:
+            _check_trainable(graph)
             self._full, self._graph, self._tensors = FullForward(graph), graph, tensors
-        return self._full
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _renew(forward: TrainingForward, model: GatedModel) -> None:
+    """Run as it is while Dynamo traces, which cannot follow passes.
+
+    A tensor that becomes another one has it trace again, and this run: both graphs read the same tensors, and Dynamo
+    guards which of its inputs are one.
+    """
+    forward.renew(model)
+
+
+def _check_trainable(graph: fx.GraphModule) -> None:
+    """Refuse decoders.
+
+    Raises:
+        MethodError: as said.
+    """
+    if is_decoder_graph(graph):
+        raise MethodError(
+            "Gates on a decoder's tokens are fitted, not trained: a loss over a text reads the answers of tokens "
+            "that they drop.",
+            given="a call in training mode",
+            expected="a decoder whose adapters were trained without gates",
+            remedy='train the PEFT model, then call gatefx.optimize(model, "masklora", data=prompts)',
+        )
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gatefx.models.score_histogram import COLD, ScoreHistogram
 from gatefx.models.score_predictor import ScorePredictor, fit_predictor
-from gatefx.models.token_scores import LayerShift, normalized, shift_squares
+from gatefx.models.token_scores import LayerShift, normalized, real_quantile, shift_squares
 
 
 @settings(max_examples=40, deadline=None)
@@ -34,6 +34,15 @@ def test_padding_takes_no_part_in_the_mean_and_scores_nothing() -> None:
     shifts = torch.tensor([[1.0, 3.0, 100.0], [2.0, 2.0, 2.0]])
     hat = normalized(shifts, torch.tensor([[1, 1, 0], [0, 0, 0]]))
     torch.testing.assert_close(hat, torch.tensor([[0.5, 1.5, 0.0], [0.0, 0.0, 0.0]]), rtol=0, atol=1e-5)
+
+
+def test_quantiles_are_those_of_the_real_tokens() -> None:
+    torch.manual_seed(0)
+    values, real = torch.randn(3, 40, dtype=torch.float64), (torch.rand(40) > 0.4).long()
+    for share in (0.0, 0.3, 0.995):
+        wanted = torch.quantile(values[:, real > 0], share, dim=1)
+        torch.testing.assert_close(real_quantile(values, real, share), wanted, rtol=0, atol=0)
+    assert real_quantile(values, torch.zeros(40), 0.5).isnan().all()
 
 
 def test_a_predictor_learns_what_the_state_tells() -> None:
