@@ -86,6 +86,8 @@ def build_gated(  # noqa: PLR0913  # one door behind prepare, optimize and from_
     """
     check_model(model)
     budgets = budgets_by_method(configs, budget)
+    for config in configs:
+        class_of(config).check_budget(config, budgets[kind_of(config)])
     captured = capture(model, example_inputs, share_frozen=share_frozen)
     blank = [class_of(config)(config, None) for config in configs]
     chain = Chain(captured.graph_module, verify)

@@ -16,6 +16,8 @@ from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.methods.ccm_diagnostics import site_names
 from gatefx.passes.methods.ccm_schedule import routers_of
 
+from .sampling import rest_slow
+
 peft = pytest.importorskip("peft")
 
 SMALL = gatefx.CCM(rank=4, d_router=8, target_modules=("query", "value"))
@@ -106,6 +108,13 @@ def test_budgets_that_cannot_be_are_refused_before_anything_is_made(budget: Any)
         gatefx.prepare(tiny("bert"), SMALL, budget=budget, example_inputs=example())
 
 
+@pytest.mark.parametrize("method", ["masklora", "tspeft", "gatera"])
+@pytest.mark.parametrize("budget", [0, 1.2, 3, "0%", "few"])
+def test_a_wrong_share_is_refused_before_the_model_is_captured(method: str, budget: Any) -> None:
+    with pytest.raises(BudgetError, match="share"):
+        gatefx.prepare(tiny("bert"), method, budget, example_inputs={})  # which capture refuses
+
+
 def test_a_share_is_of_the_largest_rank() -> None:
     assert gatefx.prepare(lora(), SMALL, budget="50%", example_inputs=example()).budget == 2.0
 
@@ -149,7 +158,7 @@ def test_a_gated_model_is_not_prepared_twice() -> None:
         gatefx.prepare(gated, SMALL, budget=2, example_inputs=example())
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", rest_slow([torch.bfloat16, torch.float64]))
 def test_other_precisions_work(dtype: torch.dtype) -> None:
     model = tiny("bert").to(dtype)
     gated = gatefx.prepare(model, SMALL, budget=2, example_inputs=example(), verify=True)
@@ -159,7 +168,7 @@ def test_other_precisions_work(dtype: torch.dtype) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in gated.parameters())
 
 
-@pytest.mark.parametrize("family", ["gpt2", "t5", "vit", "llama"])
+@pytest.mark.parametrize("family", rest_slow(["gpt2", "llama", "t5", "vit"], 2))
 def test_other_families_are_prepared(family: str) -> None:
     model = tiny(family)
     inputs = tiny_inputs(model, batch=3, tokens=6)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ...errors import CaptureError, GatefxError
 from ..graph.signature import constant_size
+from ..graph.stack_traces import without_stack_traces
 
 
 def export_dynamic(module: nn.Module, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
@@ -34,7 +35,7 @@ def export_program(
         CaptureError: a size that is fixed, or a branch on data.
     """
     try:
-        with torch.no_grad():
+        with torch.no_grad(), without_stack_traces():
             program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(axes), strict=False)
     except Exception as error:
         raise CaptureError(

@@ -66,6 +66,16 @@ class TokenModulation(Method[GateRA]):
     unit = UNIT
 
     @classmethod
+    def check_budget(cls, config: GateRA, budget: Budget | None) -> None:  # noqa: ARG003
+        """Refuse what is no share in (0, 1].
+
+        Raises:
+            BudgetError: no share.
+        """
+        if budget is not None:
+            resolve_share(budget, unit=UNIT)
+
+    @classmethod
     def resolve_budget(cls, config: GateRA, budget: Budget | None, graph_module: fx.GraphModule) -> float | None:
         """The budget as a share in (0, 1]; None leaves the decision to the trained gates.
 

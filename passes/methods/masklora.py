@@ -76,13 +76,12 @@ class TokenPruning(Method[MaskLoRA]):
         return {**self.__dict__, "_forward": TrainingForward(), "_answer": None, "_mask": None}
 
     @classmethod
-    def resolve_budget(cls, config: MaskLoRA, budget: Budget | None, graph_module: fx.GraphModule) -> float:
-        """The budget as a share in (0, 1]: what `keep` says, or half of the tokens.
+    def check_budget(cls, config: MaskLoRA, budget: Budget | None) -> None:  # noqa: ARG003
+        """Refuse what is no share in (0, 1].
 
         Raises:
-            SiteError: no cut, or no adapter that scores tokens; BudgetError: no share, or a count.
+            BudgetError: no share, a count, or FLOPs, which only `optimize` spends.
         """
-        required_layers(graph_module)
         if isinstance(budget, Flops):
             raise BudgetError(
                 "A budget in FLOPs is spent by optimize, on data: cuts are chosen by what they do to a tuned model.",
@@ -90,9 +89,6 @@ class TokenPruning(Method[MaskLoRA]):
                 expected='a share of tokens here, or gatefx.optimize(tuned, "masklora", Flops(…), data=…)',
                 remedy="to train with the schedule that optimize found, pass MaskLoRA(keep=…) from its report",
             )
-        last = config.keep[-1][1] if config.keep is not None else None
-        if budget is None:
-            return _DEFAULT_SHARE if last is None else last
         if isinstance(budget, int) and not isinstance(budget, bool) and budget != 1:
             raise BudgetError(
                 "masklora keeps a share of every example's tokens, whatever their number.",
@@ -100,7 +96,21 @@ class TokenPruning(Method[MaskLoRA]):
                 expected='a number in (0, 1] or a string such as "50%"',
                 remedy="pass for example budget=0.5",
             )
-        return resolve_share(budget, unit=UNIT)
+        if budget is not None:
+            resolve_share(budget, unit=UNIT)
+
+    @classmethod
+    def resolve_budget(cls, config: MaskLoRA, budget: Budget | None, graph_module: fx.GraphModule) -> float:
+        """The budget as a share in (0, 1]: what `keep` says, or half of the tokens.
+
+        Raises:
+            SiteError: no cut, or no adapter that scores tokens; BudgetError: no share, or a count.
+        """
+        required_layers(graph_module)
+        cls.check_budget(config, budget)
+        if budget is not None:
+            return resolve_share(budget, unit=UNIT)
+        return _DEFAULT_SHARE if config.keep is None else config.keep[-1][1]
 
     def spend(self, model: GatedModel, flops: Flops, data: Batches | None, *, show: bool | None) -> None:
         """Choose a schedule, and gate the model's tokens at its cuts; gates that were trained there stay as they are.

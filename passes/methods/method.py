@@ -124,6 +124,14 @@ class Method(ABC, Generic[Config]):
         return f"{type(self).__name__}({self.config!r}, budget={self.budget!r})"
 
     @classmethod
+    def check_budget(cls, config: Config, budget: Budget | None) -> None:  # most budgets depend on the model's sites
+        """Called before a model is captured, which takes long: refuse a budget that makes no sense on any model.
+
+        Raises:
+            BudgetError: such a budget.
+        """
+
+    @classmethod
     @abstractmethod
     def resolve_budget(cls, config: Config, budget: Budget | None, graph_module: fx.GraphModule) -> float | None:
         """The budget in the method's unit on a graph with adapters (before or after gates are inserted).

@@ -73,6 +73,16 @@ class TokenSelection(Method[TSPEFT]):
     unit = UNIT
 
     @classmethod
+    def check_budget(cls, config: TSPEFT, budget: Budget | None) -> None:  # noqa: ARG003
+        """Refuse what is no share in (0, 1].
+
+        Raises:
+            BudgetError: no share.
+        """
+        if budget is not None:
+            resolve_share(budget, unit=UNIT)
+
+    @classmethod
     def resolve_budget(cls, config: TSPEFT, budget: Budget | None, graph_module: fx.GraphModule) -> float | None:  # noqa: ARG003
         """The budget as a share in (0, 1]; None leaves the decision to the trained thresholds.
 
