@@ -16,6 +16,8 @@ from gatefx.passes.deployed import DeployedModel
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.methods.ccm_schedule import routers_of
 
+from .sampling import rest_slow
+
 peft = pytest.importorskip("peft")
 
 SMALL = gatefx.CCM(rank=8, d_router=8, target_modules=("query", "value", "dense"))
@@ -50,6 +52,12 @@ def trained(config: gatefx.CCM = SMALL, budget: Any = 3, steps: int = 3, **optio
 @pytest.fixture(scope="module")
 def gated() -> GatedModel:
     return trained()
+
+
+@pytest.fixture(scope="module")
+def untrained() -> GatedModel:
+    """The gates of `lora()` as they start. Leave it as it is."""
+    return gatefx.prepare(lora(), SMALL, budget=3, example_inputs=DATA[0])
 
 
 @pytest.fixture(scope="module")
@@ -131,21 +139,19 @@ def test_without_data_the_budget_is_fixed_and_the_report_says_so(gated: GatedMod
         fast.budget = 2
 
 
-def test_keeping_every_rank_is_the_plain_adapter_bit_for_bit() -> None:
+def test_keeping_every_rank_is_the_plain_adapter_bit_for_bit(untrained: GatedModel) -> None:
     model = lora()
-    gated = gatefx.prepare(model, SMALL, budget=3, example_inputs=DATA[0])
     for everything in (8, 1.0, "100%"):
-        full = gatefx.optimize(gated, budget=everything, verify=True)
+        full = gatefx.optimize(untrained, budget=everything, verify=True)
         with torch.no_grad():
             assert all(torch.equal(full(**batch).logits, model(**batch).logits) for batch in HELD_OUT)
     assert {site.form for site in full.sites} == {"lora"}
     assert "keeps every rank" in str(full.report)
 
 
-def test_folding_every_rank_leaves_no_adapter(tolerance: Any) -> None:
+def test_folding_every_rank_leaves_no_adapter(untrained: GatedModel) -> None:
     model = lora()
-    gated = gatefx.prepare(model, SMALL, budget=3, example_inputs=DATA[0])
-    folded = gatefx.optimize(gated, budget=8, fold=True, verify=True)
+    folded = gatefx.optimize(untrained, budget=8, fold=True, verify=True)
 
     assert {site.form for site in folded.sites} == {"merged"}
     assert not [name for name, _ in folded.graph_module.named_parameters() if "lora_" in name]
@@ -198,7 +204,7 @@ def test_sites_no_larger_than_the_fewest_ranks_are_static() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"gate": "hard_concrete"}, {"gate": "soft"}, {"k": "fixed"}, {"router_input": "site"}]
+    "options", rest_slow([{"gate": "hard_concrete"}, {"router_input": "site"}, {"gate": "soft"}, {"k": "fixed"}], 2)
 )
 def test_every_kind_of_gate_is_deployed(options: Any, tolerance: Any) -> None:
     fast = gatefx.optimize(trained(gatefx.CCM(**{**vars(SMALL), **options})), data=DATA, forms="gathered", verify=True)
@@ -207,7 +213,7 @@ def test_every_kind_of_gate_is_deployed(options: Any, tolerance: Any) -> None:
     assert mean_rank(fast) == pytest.approx(4.0 if options == {"k": "fixed"} else 3.0, abs=0.5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", rest_slow([torch.bfloat16, torch.float64]))
 def test_other_precisions_are_deployed(dtype: torch.dtype, tolerance: Any) -> None:
     gated = gatefx.prepare(lora().to(dtype), SMALL, budget=3, example_inputs=DATA[0])
     fast = gatefx.optimize(gated, data=DATA, forms="gathered", distill_steps=3, verify=True)
@@ -267,10 +273,9 @@ def test_budgets_that_cannot_be_are_refused(gated: GatedModel, budget: Any) -> N
         gatefx.optimize(gated, budget=budget, data=DATA)
 
 
-def test_untrained_gates_need_data() -> None:
+def test_untrained_gates_need_data(untrained: GatedModel) -> None:
     with pytest.raises(UntrainedGateError, match=r"no data to fit them on(.|\n)*data=\[batch"):
         gatefx.optimize(lora(), budget=3)
-    untrained = gatefx.prepare(lora(), SMALL, budget=3, example_inputs=DATA[0])
     with pytest.raises(UntrainedGateError, match="gates of ccm with 0 updates"):
         gatefx.optimize(untrained)
 

@@ -16,6 +16,8 @@ from gatefx.passes.harden.freeze import FreezeRegularization
 from gatefx.passes.harden.static_gates import open_every_gate
 from gatefx.passes.methods.ccm_schedule import routers_of
 
+from .sampling import rest_slow
+
 pytestmark = pytest.mark.packages
 ONNX_TOLERANCE = 1e-4  # absolute, on logits
 
@@ -39,7 +41,7 @@ def awake(model: nn.Module) -> None:
             nn.init.normal_(parameter, std=0.05)
 
 
-@pytest.fixture(scope="module", params=["minilm-l6", "e5-small"])
+@pytest.fixture(scope="module", params=rest_slow(["minilm-l6", "e5-small"]))
 def gated(request: pytest.FixtureRequest) -> tuple[nn.Module, nn.Module, GatedModel]:
     """(base, PEFT model, gated model) over one real checkpoint."""
     peft = pytest.importorskip("peft")

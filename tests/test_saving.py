@@ -17,6 +17,8 @@ from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.methods.ccm_schedule import routers_of
 
+from .sampling import rest_slow
+
 peft = pytest.importorskip("peft")
 
 SMALL = gatefx.CCM(rank=4, d_router=8, target_modules=("query", "value"))
@@ -106,10 +108,12 @@ def test_the_adapter_is_peft_s_own(gated: GatedModel, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"rank_pattern": {"layer.1.attention.self.query": 7}, "alpha_pattern": {"value": 3}},
-        {"use_rslora": True, "modules_to_save": ["classifier"], "lora_dropout": 0.2},
-    ],
+    rest_slow(
+        [
+            {"rank_pattern": {"layer.1.attention.self.query": 7}, "alpha_pattern": {"value": 3}},
+            {"use_rslora": True, "modules_to_save": ["classifier"], "lora_dropout": 0.2},
+        ]
+    ),
 )
 def test_peft_s_options_survive_saving(options: Any, tmp_path: Path) -> None:
     model = lora(**options)
@@ -144,7 +148,7 @@ def test_conv1d_adapters_are_peft_s_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [{"pool": "attention", "heads": "shared"}, {"router_input": "site", "gate": "soft"}]
+    "options", rest_slow([{"pool": "attention", "heads": "shared"}, {"router_input": "site", "gate": "soft"}])
 )
 def test_router_options_survive_saving(options: Any, tmp_path: Path) -> None:
     gated = trained(base(), gatefx.CCM(**{**vars(SMALL), **options}))

@@ -14,10 +14,19 @@ from gatefx.errors import SiteError
 from gatefx.models.configs.gatera import GateRA
 from gatefx.models.tiny import tiny, tiny_inputs
 
+from .sampling import rest_slow, rest_slow_rows
+
 peft = pytest.importorskip("peft")
 
 DATA = [tiny_inputs("bert", batch=4, tokens=7, seed=seed) for seed in range(2)]
-METHODS: list[Any] = ["ccm", "weightlora", GateRA(update="lora")]
+CASES: list[tuple[Any, str, int, int]] = [
+    ("ccm", "default", 8, 4),
+    (GateRA(update="lora"), "other", 4, 2),
+    ("ccm", "other", 4, 2),
+    (GateRA(update="lora"), "default", 8, 4),
+    ("weightlora", "default", 8, 4),
+    ("weightlora", "other", 4, 2),
+]
 
 
 def two_adapters(active: str | list[str]) -> nn.Module:
@@ -31,8 +40,7 @@ def two_adapters(active: str | list[str]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("method", METHODS, ids=lambda method: method if isinstance(method, str) else method.method)
-@pytest.mark.parametrize(("active", "rank", "count"), [("default", 8, 4), ("other", 4, 2)])
+@pytest.mark.parametrize(("method", "active", "rank", "count"), rest_slow_rows(CASES, 2))
 def test_the_active_adapter_alone_is_gated(method: Any, active: str, rank: int, count: int) -> None:
     model = two_adapters(active)
     fast = gatefx.optimize(model, method, data=DATA, distill_steps=2, progress=False)
@@ -43,7 +51,7 @@ def test_the_active_adapter_alone_is_gated(method: Any, active: str, rank: int, 
     assert not [name for name in fast.state_dict() if f".{sleeping}." in name]
 
 
-@pytest.mark.parametrize("active", ["default", "other", ["default", "other"]])
+@pytest.mark.parametrize("active", rest_slow(["default", ["default", "other"], "other"], 2))
 def test_open_gates_are_the_active_adapters_bit_for_bit(active: Any) -> None:
     model = two_adapters(active)
     gated = gatefx.prepare(model, "ccm", budget="100%", example_inputs=DATA[0])

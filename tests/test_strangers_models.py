@@ -14,6 +14,7 @@ from gatefx import CCM
 from gatefx.errors import BudgetError, InputError, MethodError, SiteError, UntrainedGateError
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
+from gatefx.passes.gated import GatedModel
 from gatefx.passes.methods.ccm_diagnostics import site_names
 from gatefx.passes.methods.ccm_schedule import routers_of
 
@@ -38,6 +39,12 @@ def trained(model: nn.Module, budget: Any = 3, method: CCM | None = None) -> Any
     return gated
 
 
+@pytest.fixture(scope="module")
+def gated() -> GatedModel:
+    """Leave it as it is."""
+    return trained(adapted())
+
+
 def apart(fast: DeployedModel, inputs: dict[str, Tensor]) -> float:
     with torch.no_grad():
         return float((fast(**inputs).logits - fast.reference(**inputs).logits).abs().max())
@@ -59,14 +66,14 @@ def test_adapters_stacked_on_one_layer_compact_in_one_run() -> None:
     assert apart(fast, OTHER) < 1e-5
 
 
-def test_a_budget_set_after_a_cast_reaches_both_graphs() -> None:
-    fast = gatefx.optimize(trained(adapted()), data=[EXAMPLE]).double()
+def test_a_budget_set_after_a_cast_reaches_both_graphs(gated: GatedModel) -> None:
+    fast = gatefx.optimize(gated, data=[EXAMPLE]).double()
     fast.budget = 5
     assert apart(fast, OTHER) < 1e-10
 
 
-def test_a_budget_changed_before_export_leaves_no_stale_ranks_behind(tmp_path: Path) -> None:
-    fast = gatefx.optimize(trained(adapted()), data=[EXAMPLE])
+def test_a_budget_changed_before_export_leaves_no_stale_ranks_behind(gated: GatedModel, tmp_path: Path) -> None:
+    fast = gatefx.optimize(gated, data=[EXAMPLE])
     measured = fast.sites
     fast.budget = 5
     changed = gatefx.load(gatefx.export(fast, tmp_path / "changed")).manifest
@@ -105,8 +112,7 @@ def test_a_mean_that_sites_of_different_rank_cannot_reach_is_refused() -> None:
     assert fast.calibration.table[-1][0] <= 7
 
 
-def test_deploying_with_other_options_than_the_trained_is_refused() -> None:
-    gated = trained(adapted())
+def test_deploying_with_other_options_than_the_trained_is_refused(gated: GatedModel) -> None:
     with pytest.raises(MethodError, match="gate='hard_concrete'"):
         gatefx.optimize(gated, CCM(gate="hard_concrete"), data=[EXAMPLE])
     assert gatefx.optimize(gated, CCM(buckets=(1, 3, 5)), data=[EXAMPLE]).method.buckets == (1, 3, 5)
@@ -129,8 +135,8 @@ def test_casting_a_router_is_not_training_it() -> None:
     assert not router.bfloat16().has_moved()
 
 
-def test_sites_kept_masked_say_why() -> None:
-    fast = gatefx.optimize(trained(adapted()), data=[EXAMPLE], forms="masked")
+def test_sites_kept_masked_say_why(gated: GatedModel) -> None:
+    fast = gatefx.optimize(gated, data=[EXAMPLE], forms="masked")
     compact = next(row for row in fast.report.passes if row.name == "CompactRanks")
     assert {declined.where for declined in compact.declined} == {site.name for site in fast.sites}
 
@@ -146,14 +152,14 @@ def test_sites_kept_masked_say_why() -> None:
         {"distill_steps": 0},
     ],
 )
-def test_odd_arguments_are_refused_with_what_was_expected(options: dict[str, Any]) -> None:
+def test_odd_arguments_are_refused_with_what_was_expected(gated: GatedModel, options: dict[str, Any]) -> None:
     with pytest.raises(InputError) as caught:
-        gatefx.optimize(trained(adapted()), **{"data": [EXAMPLE], **options})
+        gatefx.optimize(gated, **{"data": [EXAMPLE], **options})
     assert caught.value.expected
 
 
-def test_a_tokenizers_name_is_no_tokenizer(tmp_path: Path) -> None:
-    fast = gatefx.optimize(trained(adapted()), data=[EXAMPLE])
+def test_a_tokenizers_name_is_no_tokenizer(gated: GatedModel, tmp_path: Path) -> None:
+    fast = gatefx.optimize(gated, data=[EXAMPLE])
     with pytest.raises(InputError, match="tokenizer"):
         gatefx.export(fast, tmp_path / "out", tokenizer="bert")
 

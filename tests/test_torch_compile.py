@@ -42,7 +42,7 @@ def deployed(config: AdapterConfig, budget: float) -> Any:
     return gatefx.optimize(gated, budget=budget, data=batches(), progress=False)
 
 
-@pytest.mark.parametrize("name", rest_slow(CASES, 2))
+@pytest.mark.parametrize("name", rest_slow(CASES))
 @torch.no_grad()
 def test_lengths_and_budgets_share_one_graph(name: str) -> None:
     config, budget, smaller = CASES[name]

@@ -19,7 +19,7 @@ from gatefx.runtime.generation.sampling import Sampling
 from ..sampling import rest_slow
 
 ONE, TWO = ((1, 0.5),), ((0, 0.7), (1, 0.5))
-FAST = [("llama", ONE), ("mistral", TWO), ("bloom", TWO)]
+FAST = [("llama", ONE)]
 CASES = [
     *FAST,
     *(
@@ -74,7 +74,7 @@ def _same_kept_rows(short: Any, dense: Any, close: float) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-@pytest.mark.parametrize("family", rest_slow(["mistral", "gpt2", "llama", "bloom", "phi"], 2))
+@pytest.mark.parametrize("family", rest_slow(["mistral", "gpt2", "llama", "bloom", "phi"]))
 def test_keeping_every_token_is_the_untouched_model(
     family: str, side: str, pruned_decoder: Any, adapted_decoder: Any, ragged_prompts: Any
 ) -> None:

@@ -17,8 +17,10 @@ from gatefx.runtime.generation.sampling import Sampling
 ONE, TWO = ((1, 0.5),), ((0, 0.7), (1, 0.5))
 CASES = [
     ("llama", ONE),
-    ("mistral", TWO),
-    *(pytest.param(family, TWO, marks=pytest.mark.slow) for family in ("llama", "gpt2", "opt", "qwen3", "phi")),
+    *(
+        pytest.param(family, TWO, marks=pytest.mark.slow)
+        for family in ("mistral", "llama", "gpt2", "opt", "qwen3", "phi")
+    ),
 ]
 COLD = 12  # small models have too few positions to get warm otherwise
 

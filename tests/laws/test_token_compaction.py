@@ -35,6 +35,10 @@ CASES = [
     *(pytest.param(family, "one", marks=SLOW_CASE) for family in FAST),
     *(pytest.param(family, cuts, marks=SLOW_CASE) for family in SLOW for cuts in CUTS),
 ]
+# tests/passes/methods/test_masklora.py exports BERT's.
+LOWERED = [
+    pytest.param(*case, marks=SLOW_CASE) if case in (("bert", "two"), ("vit", "two")) else case for case in CASES
+]
 SHAPED = ["bert", "roberta", "electra", "mpnet", "deberta-v2", "modernbert"]  # sizes under the same names
 # Its additive mask (B, 1, 1, K) makes torch.export ask whether K is 1, which only data says.
 NOT_LOWERED = pytest.mark.xfail(raises=CaptureError, strict=True, reason="export guards on an unbacked size")
@@ -100,7 +104,7 @@ def architectures(draw: st.DrawFn) -> tuple[nn.Module, dict[int, float]]:
     return type(tiny(family))(config).double().eval(), dict(sorted(cuts.items()))
 
 
-@pytest.mark.parametrize("examples", [3, pytest.param(60, marks=SLOW_CASE)])
+@pytest.mark.parametrize("examples", [1, pytest.param(60, marks=SLOW_CASE)])
 def test_any_architecture(examples: int, masked_tokens: Any, tolerance: Any) -> None:
     @settings(max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(architectures(), st.integers(1, 8), st.integers(1, 16), st.integers(0, 1000), st.floats(0.01, 1.0))
@@ -118,7 +122,9 @@ def test_any_architecture(examples: int, masked_tokens: Any, tolerance: Any) -> 
     holds()
 
 
-@pytest.mark.parametrize(("family", "cuts"), [*CASES, pytest.param("layoutlm", "two", marks=[SLOW_CASE, NOT_LOWERED])])
+@pytest.mark.parametrize(
+    ("family", "cuts"), [*LOWERED, pytest.param("layoutlm", "two", marks=[SLOW_CASE, NOT_LOWERED])]
+)
 def test_onnx_runtime_agrees(family: str, cuts: str, graphs: Any, tolerance: Any) -> None:
     masked, compacted = graphs(family, cuts, torch.float32)
     names = signature_of(compacted).outputs

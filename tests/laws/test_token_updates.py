@@ -24,7 +24,9 @@ from gatefx.passes.harden.freeze import FreezeRegularization
 from gatefx.passes.harden.update_threshold import LEVEL, HardenUpdateThresholds
 from gatefx.passes.pipeline import Pipeline
 
-FAMILIES = ["bert", "gpt2", "t5", "vit"]
+from ..sampling import rest_slow
+
+FAMILIES = ["bert", "gpt2", "vit", "t5"]
 LEVELS = [0.0, 0.2, 0.5, 1.0, torch.inf]
 
 
@@ -59,7 +61,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(value, other[name]) for name, value in one.items())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rest_slow(FAMILIES, 3))
 def test_skipping_equals_masked_at_every_level(family: str) -> None:
     found = graphs(family)
     assert [n for n in found["skipping"].graph.nodes if "token_gated_lora" in str(n.target)]
@@ -79,7 +81,7 @@ def test_skipping_equals_masked_at_every_level(family: str) -> None:
     assert differ == {True, False}, "the levels must matter, or the test shows nothing"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rest_slow(FAMILIES, 3))
 def test_zero_is_the_plain_adapter_and_infinity_the_base_bit_for_bit(family: str) -> None:
     found = graphs(family)
     given = inputs(family, 3, 7, 5)

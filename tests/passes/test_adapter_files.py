@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,9 @@ from gatefx.errors import ArtifactError, SiteError
 from gatefx.methods import CCM, TSPEFT, GateRA, WeightLoRA
 from gatefx.models.tiny import tiny, tiny_decoder, tiny_inputs
 from gatefx.passes.deployed import DeployedModel
+from gatefx.passes.gated import GatedModel
+
+from ..sampling import rest_slow_rows
 
 BUDGETS: dict[str, tuple[AdapterConfig, float]] = {
     "weightlora": (WeightLoRA(rank=4), 6),
@@ -29,8 +33,9 @@ BUDGETS: dict[str, tuple[AdapterConfig, float]] = {
 }
 
 
-def deployed(name: str, *, fold: bool | None = None) -> DeployedModel:
-    """Tiny BERT, trained for a few steps with large updates, head included."""
+@cache
+def trained(name: str) -> tuple[GatedModel, dict[str, torch.Tensor]]:
+    """Tiny BERT, trained for a few steps with large updates, head included, and its data. Leave it as it is."""
     config, budget = BUDGETS[name]
     batch = tiny_inputs("bert", 4, 9)
     gated = gatefx.prepare(tiny("bert"), config, budget, example_inputs=batch)
@@ -45,6 +50,11 @@ def deployed(name: str, *, fold: bool | None = None) -> DeployedModel:
         optimiser.step()
         optimiser.zero_grad()
         schedule.step()
+    return gated, batch
+
+
+def deployed(name: str, *, fold: bool | None = None) -> DeployedModel:
+    gated, batch = trained(name)
     return gatefx.optimize(gated, data=[batch], fold=fold, progress=False)
 
 
@@ -82,6 +92,7 @@ assert not [name for name in sys.modules if name.startswith("gatefx")]
 """
 
 
+@pytest.mark.slow
 def test_a_process_without_gatefx_computes_the_same_of_a_decoder(tmp_path: Path) -> None:
     """Ranks and scales that differ by layer, whole layers without an adapter."""
     tiny_decoder("llama").save_pretrained(tmp_path / "base")
@@ -105,7 +116,8 @@ def test_a_process_without_gatefx_computes_the_same_of_a_decoder(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("ccm", "HardRankRouter"), ("tspeft", "token_gated_lora"), ("gatera", "routed")]
+    ("name", "words"),
+    rest_slow_rows([("ccm", "HardRankRouter"), ("tspeft", "token_gated_lora"), ("gatera", "routed")], 2),
 )
 def test_what_still_decides_is_refused(name: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="no plain LoRA") as caught:
@@ -128,13 +140,14 @@ def test_a_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("trained", "budget", "word"), [("lora_only", 4, "lora_only"), ("lora_only", 2, "all"), ("all", 4, "all")]
+    ("biases", "budget", "word"),
+    rest_slow_rows([("lora_only", 4, "lora_only"), ("lora_only", 2, "all"), ("all", 4, "all")], 2),
 )
 def test_trained_biases_are_saved(
-    trained: str, budget: int, word: str, tmp_path: Path, tolerance: dict[torch.dtype, float]
+    biases: str, budget: int, word: str, tmp_path: Path, tolerance: dict[torch.dtype, float]
 ) -> None:
     """Also those of layers whose adapter was dropped: only "all" makes PEFT keep them when it saves again."""
-    config = LoraConfig(r=4, target_modules=["query", "value"], bias=trained, task_type="SEQ_CLS")  # type: ignore[arg-type]
+    config = LoraConfig(r=4, target_modules=["query", "value"], bias=biases, task_type="SEQ_CLS")  # type: ignore[arg-type]
     model = get_peft_model(tiny("bert"), config)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and (name.endswith(".bias") or "lora_B" in name):

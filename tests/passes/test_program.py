@@ -14,6 +14,8 @@ from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.program import Answer
 
+from ..sampling import rest_slow
+
 
 @pytest.fixture(scope="module")
 def bert() -> Any:
@@ -36,7 +38,9 @@ def test_an_answer_is_dict_attributes_and_positions() -> None:
         _ = answer.hidden_states
 
 
-@pytest.mark.parametrize("problem", [None, "single_label_classification", "regression", "multi_label_classification"])
+@pytest.mark.parametrize(
+    "problem", rest_slow([None, "multi_label_classification", "regression", "single_label_classification"], 2)
+)
 def test_the_loss_is_the_model_s_own(problem: str | None) -> None:
     model = tiny("bert", num_labels=1 if problem == "regression" else 3)
     model.config.problem_type = problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def deployed(base_folder: Path, tokenizer: Any, texts: list[str]) -> Callable[..
     model = AutoModelForSequenceClassification.from_pretrained(base_folder)
     batch = dict(tokenizer(texts[:8], padding=True, return_tensors="pt"))
 
+    @cache
     def make(config: Any, budget: Any, *, forms: str | None = None, data: bool = True) -> DeployedModel:
         torch.manual_seed(0)
         gated = library.prepare(model, config, budget=budget, example_inputs=batch)

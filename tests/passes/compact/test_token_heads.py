@@ -12,7 +12,9 @@ from torch import Tensor, fx
 from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.compact.tokens import CompactTokens
 
-FAMILIES = ["roberta", "deberta-v2", "electra", "mpnet", "modernbert", "distilbert"]
+from ...sampling import rest_slow
+
+FAMILIES = ["deberta-v2", "distilbert", "modernbert", "roberta", "electra", "mpnet"]
 LEAST = torch.finfo(torch.float64).min
 HEADS = {
     "TokenClassification": {"logits": 0.0},
@@ -49,7 +51,7 @@ class Kept(fx.Interpreter):
         return value
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", rest_slow(FAMILIES, 2))
 @pytest.mark.parametrize("head", HEADS)
 def test_dropped_positions_hold_the_fill_and_others_their_answer(masked_tokens: Any, family: str, head: str) -> None:
     masked = masked_tokens(model_of(family, head), tiny_inputs(family, 3, 9), {1: 0.5})

@@ -81,8 +81,7 @@ def test_graphs_without_routers_stay_as_they_are(pruned_decoder: Any) -> None:
             ("tspeft", 0.5),
             ("weightlora", 4),
             (["tspeft", "masklora"], {"tspeft": 0.5, "masklora": 0.5}),
-        ],
-        2,
+        ]
     ),
 )
 def test_every_method_generates_what_its_masked_graph_does(

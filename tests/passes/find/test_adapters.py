@@ -13,6 +13,8 @@ from gatefx.passes.find.adapters import AdapterSite, Miss, find_sites, plain_pat
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.edit import get_tensor
 
+from ...sampling import rest_slow
+
 peft = pytest.importorskip("peft")
 
 QUERY = [f"bert.encoder.layer.{i}.attention.self.query" for i in (0, 1)]
@@ -106,7 +108,7 @@ def test_an_adapter_as_wide_as_its_layer_is_known_by_its_name(lora_sites: Any) -
     assert lora_sites(r=12)["second"].rank == 12
 
 
-@pytest.mark.parametrize("family", ["distilbert", "llama", "modernbert"])
+@pytest.mark.parametrize("family", rest_slow(["llama", "modernbert", "distilbert"]))
 def test_all_linear_is_found_in_other_families(family: str) -> None:
     model, graph = family_graph(family, target_modules="all-linear")
     wanted = {name.removesuffix(".lora_A") for name, _ in model.named_modules() if name.endswith("lora_A")}

@@ -13,7 +13,13 @@ from gatefx.models.tiny import FAMILIES
 from gatefx.passes.find.layer_names import layer_of
 from gatefx.passes.find.linears import find_linears, is_output, select_targets
 
+from ...sampling import rest_slow
+
 ATTENTION = {f"bert.encoder.layer.{i}.attention.self.{n}" for i in (0, 1) for n in ("query", "key", "value")}
+
+
+FIRST = ("bert", "modernbert", "t5", "gpt2", "llama", "vit")
+CASES = [*FIRST, *sorted(set(FAMILIES) - {"deberta-v2", *FIRST})]
 
 
 @pytest.fixture
@@ -21,7 +27,7 @@ def linears(captured_family: Any) -> Any:
     return find_linears(captured_family("bert")[1].graph_module)
 
 
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"deberta-v2"}))
+@pytest.mark.parametrize("family", rest_slow(CASES, len(FIRST)))
 def test_every_linear_of_a_family_is_found_once(family: str, captured_family: Any) -> None:
     model, captured = captured_family(family)
     found = [linear.path for linear in find_linears(captured.graph_module)]

@@ -18,11 +18,27 @@ from gatefx.passes.gate.rank_router import InsertRankRouter
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.harden.freeze import FreezeRegularization
 
+from ...sampling import rest_slow, rest_slow_rows
+
 aten = torch.ops.aten
-ENCODERS = ["bert", "roberta", "distilbert", "electra", "deberta-v2", "mpnet", "albert", "modernbert", "vit"]
+#: Those whose graphs differ most first; the others are slow together.
+FAMILIES = [
+    "bert",
+    "deberta-v2",
+    "t5",
+    "vit",
+    "modernbert",
+    "roberta",
+    "distilbert",
+    "electra",
+    "mpnet",
+    "albert",
+    "bart",
+]
+CASES = rest_slow(FAMILIES, 5)
+TEXTS = rest_slow([family for family in FAMILIES if family != "vit"], 4)
 # Every law of passes costs seconds a graph: held where the graphs differ most.
 CHECKED = ("bert", "deberta-v2", "t5")
-FAMILIES = [*ENCODERS, "t5", "bart"]
 
 
 def double_inputs(family: str) -> dict[str, Tensor]:
@@ -55,7 +71,7 @@ def logits(graph: Any, inputs: dict[str, Tensor]) -> Tensor:
     return graph(*inputs.values())["logits"]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_open_gates_are_the_ungated_model(token_gates: Any, exact: Any, checked: Any, family: str) -> None:
     graph = exact(family)[1]
     inputs = double_inputs(family)
@@ -82,7 +98,9 @@ def test_a_frozen_graph_is_gated_alike(token_gates: Any, exact: Any, family: str
     assert torch.equal(logits(before, inputs), logits(after, inputs))
 
 
-@pytest.mark.parametrize(("family", "cuts"), [*((name, (1,)) for name in FAMILIES), ("bert", (0, 1)), ("t5", (0, 2))])
+@pytest.mark.parametrize(
+    ("family", "cuts"), rest_slow_rows([("bert", (0, 1)), ("t5", (0, 2)), *((family, (1,)) for family in FAMILIES)], 7)
+)
 def test_what_shut_tokens_hold_reaches_nobody(token_gates: Any, exact: Any, family: str, cuts: tuple[int, ...]) -> None:
     gated = token_gates.insert(*cuts)(exact(family)[1]).graph_module
     inputs, keep = double_inputs(family), kept_tokens(family)
@@ -95,7 +113,7 @@ def test_what_shut_tokens_hold_reaches_nobody(token_gates: Any, exact: Any, fami
     assert (answer - open_logits).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "vit"])
+@pytest.mark.parametrize("family", TEXTS)
 def test_shut_after_the_embeddings_is_padding(token_gates: Any, exact: Any, family: str) -> None:
     _, graph = exact(family)
     gated = token_gates.insert(0)(graph).graph_module
@@ -107,7 +125,7 @@ def test_shut_after_the_embeddings_is_padding(token_gates: Any, exact: Any, fami
     torch.testing.assert_close(logits(gated, inputs), logits(graph, padded), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "vit"])
+@pytest.mark.parametrize("family", TEXTS)
 def test_a_shut_end_is_a_shorter_sequence(token_gates: Any, exact: Any, family: str) -> None:
     model, graph = exact(family)
     gated = token_gates.insert(0)(graph).graph_module
@@ -140,7 +158,7 @@ def second_layer(family: str, model: nn.Module, h: Tensor, mask: Tensor | None =
     return head(answer[0] if isinstance(answer, tuple) else answer)
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "electra", "distilbert", "vit"])
+@pytest.mark.parametrize("family", rest_slow(["bert", "vit", "roberta", "electra", "distilbert"], 2))
 def test_shut_between_layers_is_the_rest_of_the_model_on_fewer_tokens(
     token_gates: Any, exact: Any, family: str
 ) -> None:
@@ -205,7 +223,9 @@ def test_layers_share_one_mask_a_cut(token_gates: Any, exact: Any) -> None:
     assert [mask.target for mask in masks[1:]] == [aten.where.ScalarOther] * 3
 
 
-@pytest.mark.parametrize("family", ["bert", "deberta-v2", "mpnet", "t5", "modernbert", "vit", "bert in bfloat16"])
+@pytest.mark.parametrize(
+    "family", rest_slow(["bert", "deberta-v2", "t5", "modernbert", "vit", "bert in bfloat16", "mpnet"], 5)
+)
 def test_no_row_is_nan_and_no_gradient_either(token_gates: Any, captured_family: Any, family: str) -> None:
     family, _, coarse = family.partition(" ")
     inputs = tiny_inputs(family, 3, 9)
@@ -250,7 +270,7 @@ def test_a_masked_pool_counts_open_tokens_only(token_gates: Any, checked: Any) -
     assert torch.equal(token_gates.spoiled(gated, keep, inputs), logits(gated, inputs))
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
+@pytest.mark.parametrize("family", rest_slow(["llama", "gpt2"]))
 def test_decoders_are_declined_and_left_alone(
     token_gates: Any, captured_family: Any, checked: Any, family: str
 ) -> None:

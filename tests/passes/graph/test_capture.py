@@ -15,10 +15,15 @@ from gatefx.passes.graph.capture import capture, named_tensors
 from gatefx.passes.graph.legality import check_legality
 from gatefx.passes.graph.signature import signature_of
 
+from ...sampling import rest_slow
+
 pytest.importorskip("transformers", reason="small models are built by transformers")
 
 #: Families without dropout in their default config: train() and eval() compute the same.
 WITHOUT_DROPOUT = {"modernbert", "llama", "mistral", "qwen3", "vit"}
+#: Those whose graphs differ most; the others are slow together.
+FIRST = ("bert", "deberta-v2", "modernbert", "t5", "gpt2", "llama", "vit")
+CASES = rest_slow([*FIRST, *(family for family in FAMILIES if family not in FIRST)], len(FIRST))
 SHAPES = [(3, 9), (1, 5), (4, 17), (2, 1), (1, 1)]
 
 
@@ -26,7 +31,7 @@ def answers(graph: fx.GraphModule, inputs: dict[str, Tensor]) -> dict[str, Tenso
     return graph(*signature_of(graph).arrange(inputs))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_eval_mode_is_the_model_bit_for_bit_at_any_shape(family: str, captured_family: Any) -> None:
     model, captured = captured_family(family)
     graph = captured.graph_module.eval()
@@ -41,7 +46,7 @@ def test_eval_mode_is_the_model_bit_for_bit_at_any_shape(family: str, captured_f
             assert torch.equal(value, wanted[name]), f"{family} {name} at {batch}x{tokens}"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_training_mode_draws_the_model_s_own_dropout(family: str, captured_family: Any) -> None:
     model, captured = captured_family(family)
     twin, graph = copy.deepcopy(model).train(), captured.graph_module.train()
@@ -60,7 +65,7 @@ def test_training_mode_draws_the_model_s_own_dropout(family: str, captured_famil
     assert torch.equal(answers(graph, inputs)["logits"], answers(graph, inputs)["logits"])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", CASES)
 def test_graphs_are_legal_carry_provenance_and_the_model_s_names(family: str, captured_family: Any) -> None:
     model, captured = captured_family(family)
 
@@ -107,7 +112,7 @@ def _state(model: nn.Module) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("share_frozen", [False, True])
+@pytest.mark.parametrize("share_frozen", rest_slow([True, False]))
 def test_the_caller_s_model_is_left_as_it_was(share_frozen: bool) -> None:
     model = tiny("gpt2")
     model.config.use_cache = True

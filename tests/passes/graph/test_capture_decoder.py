@@ -10,12 +10,19 @@ from gatefx.passes.find.last_token import VISIBLE
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.capture_decoder import decoder_arguments, token_positions, windows_of
 
+from ...sampling import rest_slow
+
 
 def reads_explicit_masks(graph: torch.fx.GraphModule) -> bool:
     return bool(graph.graph.find_nodes(op="call_function", target=VISIBLE))
 
 
-@pytest.mark.parametrize("family", DECODERS)
+#: Rotary, learned and linear positions; the others are slow together.
+FIRST = ("llama", "gpt2", "bloom")
+CASES = [*FIRST, *(family for family in DECODERS if family not in FIRST)]
+
+
+@pytest.mark.parametrize("family", rest_slow(CASES, len(FIRST)))
 def test_logits_of_real_tokens_are_the_models_own(family: str) -> None:
     model, example = tiny_decoder(family), tiny_inputs(family, batch=3, tokens=9)
     captured = capture(model, example)

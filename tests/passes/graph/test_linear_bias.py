@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -14,16 +15,24 @@ from gatefx.passes.graph import capture_decoder
 from gatefx.passes.graph.capture import capture
 from gatefx.passes.graph.linear_bias import PlaceLinearBias
 
+from ...sampling import rest_slow
 
-@pytest.fixture
-def as_it_is(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """(model) → its graph before the pass."""
 
-    def make(model: nn.Module, family: str = "bloom") -> fx.GraphModule:
-        monkeypatch.setattr("gatefx.passes.graph.capture.with_linear_bias", lambda *_: None)
+def as_it_is(model: nn.Module, family: str = "bloom") -> fx.GraphModule:
+    """The model's graph before the pass."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gatefx.passes.graph.capture.with_linear_bias", lambda *_: None)
         return capture(model, tiny_inputs(family, batch=3, tokens=9)).graph_module
 
-    return make
+
+@cache
+def placed(heads: int) -> tuple[nn.Module, fx.GraphModule]:
+    """A model of so many heads, and its graph after the pass. Leave both as they are."""
+    model = bloom(n_head=heads, hidden_size=24)
+    result = PlaceLinearBias()(as_it_is(model), verify=True)
+    assert len(result.reports[0].fired) == 2
+    assert not [item for item in find_attention(result.graph_module) if not item.is_fused]
+    return model, result.graph_module.eval()
 
 
 def bloom(**options: Any) -> nn.Module:
@@ -34,22 +43,19 @@ def bloom(**options: Any) -> nn.Module:
     return transformers.BloomForCausalLM(transformers.BloomConfig(**sizes)).eval()
 
 
-@pytest.mark.parametrize("heads", [4, 2, 3])  # slopes of 3 heads come from two series
+@pytest.mark.parametrize("heads", rest_slow([4, 3, 2], 2))  # slopes of 3 heads come from two series
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_real_tokens_get_the_models_logits(as_it_is: Any, ragged_prompts: Any, heads: int, side: str) -> None:
-    model = bloom(n_head=heads, hidden_size=24)
-    result = PlaceLinearBias()(as_it_is(model), verify=True)
-    assert len(result.reports[0].fired) == 2
-    assert not [item for item in find_attention(result.graph_module) if not item.is_fused]
+def test_real_tokens_get_the_models_logits(ragged_prompts: Any, heads: int, side: str) -> None:
+    model, graph = placed(heads)
     ids, mask = ragged_prompts(4, 19, side)
     with torch.no_grad():
         wanted = model(input_ids=ids, attention_mask=mask).logits
-        answered = result.graph_module.eval()(ids, mask)["logits"]
+        answered = graph(ids, mask)["logits"]
     real = mask > 0
     torch.testing.assert_close(answered[real], wanted[real], atol=1e-5, rtol=0)
 
 
-def test_biases_are_made_of_the_positions_of_keys_alone(as_it_is: Any) -> None:
+def test_biases_are_made_of_the_positions_of_keys_alone() -> None:
     graph = PlaceLinearBias()(as_it_is(bloom())).graph_module
     rows = find_cache_rows(graph)
     assert isinstance(rows, tuple)
@@ -61,7 +67,7 @@ def test_biases_are_made_of_the_positions_of_keys_alone(as_it_is: Any) -> None:
     assert not key_positions(llama)
 
 
-def test_dropout_of_weights_stays_and_follows_train_and_eval(as_it_is: Any) -> None:
+def test_dropout_of_weights_stays_and_follows_train_and_eval() -> None:
     graph = PlaceLinearBias()(as_it_is(bloom(attention_dropout=0.5)), verify=True).graph_module
     dropped = [module for module in graph.modules() if isinstance(module, AttentionDropout)]
     assert [module.p for module in dropped] == [0.5, 0.5]
@@ -70,8 +76,8 @@ def test_dropout_of_weights_stays_and_follows_train_and_eval(as_it_is: Any) -> N
     assert not torch.equal(graph.train()(*batch)["logits"], graph(*batch)["logits"])
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2"])
-def test_other_attention_is_declined_and_the_graph_stays(as_it_is: Any, family: str) -> None:
+@pytest.mark.parametrize("family", rest_slow(["llama", "gpt2"]))
+def test_other_attention_is_declined_and_the_graph_stays(family: str) -> None:
     graph = as_it_is(tiny_decoder(family), family)
     result = PlaceLinearBias()(graph, verify=True)
     assert result.graph_module is graph

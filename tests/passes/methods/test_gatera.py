@@ -20,7 +20,7 @@ from gatefx.passes.gated import GatedModel
 from gatefx.passes.graph.edit import shape_of
 from gatefx.passes.methods.gatera_schedule import ModulationSchedule
 
-from ...sampling import rest_slow_rows
+from ...sampling import rest_slow, rest_slow_rows
 
 UPDATES = ["hira", "lora"]
 LABELS = torch.tensor([0, 1, 2, 0])
@@ -142,7 +142,7 @@ def test_the_budget_is_met_and_changes_at_run_time(trained: Make) -> None:
             fast.budget = wrong
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("update", rest_slow(UPDATES))
 def test_soft_gates_are_the_trained_model(trained: Make, update: str) -> None:
     gated = trained(update)
     soft = GateRA(update=update, rank=4, gate="soft")  # type: ignore[arg-type]  # a test's parameter
@@ -166,7 +166,7 @@ def test_a_budget_of_everything_is_the_plain_adapter(trained: Make, update: str,
     torch.testing.assert_close(fast(**batch)["logits"], fast.reference(**batch)["logits"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("update", rest_slow(UPDATES))
 def test_gates_that_never_varied_can_be_frozen(update: str) -> None:
     torch.manual_seed(0)
     gated = prepared(update, None)
@@ -209,7 +209,7 @@ def test_fold_refuses_gates_that_decide(trained: Make) -> None:
         gatefx.optimize(trained("hira"), data=batches(), fold=True)
 
 
-@pytest.mark.parametrize("kind", UPDATES)
+@pytest.mark.parametrize("kind", rest_slow(["lora", "hira"]))
 def test_untrained_gates_are_fitted_to_the_adapter(kind: str) -> None:
     torch.manual_seed(0)
     names = ["query", "value"]
@@ -231,7 +231,7 @@ def test_untrained_gates_are_fitted_to_the_adapter(kind: str) -> None:
     torch.testing.assert_close(fast(**batch)["logits"], fast.reference(**batch)["logits"], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("update", UPDATES)
+@pytest.mark.parametrize("update", rest_slow(UPDATES))
 def test_saved_and_read_back_bit_for_bit(trained: Make, tmp_path: Path, update: str) -> None:
     gated = trained(update)
     gated.save_pretrained(tmp_path / "gates")

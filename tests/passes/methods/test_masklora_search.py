@@ -196,6 +196,7 @@ def test_trained_gates_are_chosen_among_and_kept() -> None:
     assert gated.methods["masklora"].config.keep == ((0, 0.8), (2, 0.5))
 
 
+@pytest.mark.slow
 def test_a_given_schedule_says_where_alone_an_untrained_model_is_cut() -> None:
     found = fact(deployed(0.7, keep=((0, 0.8), (2, 0.5))))
 

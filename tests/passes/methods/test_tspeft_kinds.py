@@ -62,7 +62,7 @@ KINDS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-@pytest.mark.parametrize("kind", rest_slow(KINDS, 2))
+@pytest.mark.parametrize("kind", rest_slow(KINDS))
 def test_from_prepare_to_the_exported_model(kind: str, tmp_path: Path) -> None:
     model = KINDS[kind]().eval()
     gated = gatefx.prepare(model, "tspeft", 0.5, example_inputs=DATA[0], verify=True).eval()

@@ -88,7 +88,7 @@ def test_deployed_it_equals_the_trained_model_and_dropped_sites_are_gone(trained
     assert "6 of 13 adapters stay" in str(fast.report)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES))
 def test_kept_adapters_fold(trained: Make, name: str) -> None:
     fast = gatefx.optimize(trained(name), fold=True)
 
@@ -97,7 +97,7 @@ def test_kept_adapters_fold(trained: Make, name: str) -> None:
     assert same(fast, trained(name), 1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES))
 def test_saved_and_read_back_bit_for_bit(trained: Make, tmp_path: Path, name: str) -> None:
     gated = trained(name)
     gated.save_pretrained(tmp_path / "gates")
@@ -117,7 +117,7 @@ def test_saved_and_read_back_bit_for_bit(trained: Make, tmp_path: Path, name: st
         assert id(again.graph_module.get_parameter(str(site.lora_a.target))) not in held
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES))
 def test_peft_reads_the_saved_adapter_without_its_weights(trained: Make, tmp_path: Path, name: str) -> None:
     gated = trained(name)
     gated.save_pretrained(tmp_path / "gates")
@@ -126,7 +126,7 @@ def test_peft_reads_the_saved_adapter_without_its_weights(trained: Make, tmp_pat
     assert same(tuned, gated, 1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", rest_slow(NAMES))
 def test_exported_it_answers_as_in_torch(trained: Make, tmp_path: Path, name: str) -> None:
     fast = gatefx.optimize(trained(name))
     session = gatefx.load(gatefx.export(fast, tmp_path / "artifact"))
@@ -169,7 +169,8 @@ def test_untrained_the_adapters_that_add_most_stay() -> None:
     assert same(fast, fast.reference, 1e-5)
 
 
-@pytest.mark.parametrize("forms", rest_slow(["gathered", "masked"]))
+@pytest.mark.slow  # tests/test_several_methods.py holds each run to the masked meaning of such compositions
+@pytest.mark.parametrize("forms", ["gathered", "masked"])
 def test_beside_other_methods_dropped_sites_go_with_their_gates(tmp_path: Path, forms: str) -> None:
     torch.manual_seed(0)
     methods = [WeightLoRA(rank=8), CCM(rank=8), GateRA(rank=8, update="lora")]

@@ -18,6 +18,8 @@ from gatefx.models.tiny import tiny, tiny_inputs
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.methods.weightlora_training import SelectionSchedule, adapter_parameters
 
+from ...sampling import rest_slow
+
 LABELS = torch.tensor([0, 1, 2, 0])
 DATA = [tiny_inputs("bert", batch=4, tokens=5 + 2 * index, seed=index) for index in range(3)]
 STEPS = 20
@@ -42,7 +44,7 @@ def train(gated: GatedModel, optimiser: torch.optim.Optimizer, schedule: Any, st
         schedule.step()
 
 
-@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("plus", rest_slow([True, False]))
 def test_the_optimiser_forgets_dropped_adapters_and_restarts_kept_ones(plus: bool) -> None:
     gated = prepared(plus)
     optimiser = optimiser_of(gated)
@@ -75,7 +77,7 @@ def test_the_optimiser_forgets_dropped_adapters_and_restarts_kept_ones(plus: boo
     assert schedule.figures() == {"adapters_active": 6.0, "adapters_final": 1.0}
 
 
-@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("plus", rest_slow([True, False]))
 def test_a_run_resumed_in_the_warm_up_goes_on_bit_for_bit(plus: bool) -> None:
     gated = prepared(plus)
     optimiser = optimiser_of(gated)
