@@ -178,6 +178,7 @@ def test_doubled_ranks_own_as_many_parameters_as_lora() -> None:
     assert held == trainable
 
 
+@pytest.mark.slow  # tests/passes/methods/test_weightlora_training.py compares two seeds
 def test_figure_5_compares_what_seeds_kept() -> None:
     found = []
     for seed in (0, 0, 1):

@@ -59,7 +59,7 @@ def deployed() -> Deployed:
     return make
 
 
-@pytest.mark.parametrize("method", rest_slow(["masklora", "ccm", "gatera", "tspeft"]))
+@pytest.mark.parametrize("method", rest_slow(["gatera", "masklora", "ccm", "tspeft"]))
 def test_the_program_means_what_the_model_does(method: str, deployed: Deployed) -> None:
     fast = deployed(method)
     ranges = ranges_of(fast.signature, SIZES)

@@ -20,6 +20,8 @@ from gatefx.passes.find.thresholds import find_thresholded, thresholds_of
 from gatefx.passes.gated import GatedModel
 from gatefx.passes.methods.tspeft_schedule import ThresholdSchedule, learning_rate_share
 
+from ...sampling import rest_slow
+
 LABELS = torch.tensor([0, 1, 2, 0])
 NEAR = {"rtol": 0, "atol": 1e-5}
 
@@ -241,7 +243,7 @@ def test_without_data_the_trained_level_stands_and_says_so(trained: GatedModel) 
     torch.testing.assert_close(fast(**batches()[2])["logits"], trained(**batches()[2])["logits"], **NEAR)
 
 
-@pytest.mark.parametrize("budget", [0.4, None])
+@pytest.mark.parametrize("budget", rest_slow([0.4, None]))
 def test_untrained_gates_are_fitted_on_data(budget: float | None) -> None:
     torch.manual_seed(0)
     tuned = get_peft_model(model_of(), LoraConfig(r=4, target_modules=["query", "value"])).eval()
@@ -285,7 +287,7 @@ def test_a_resumed_run_goes_on_exactly() -> None:
     assert float(next(iter(thresholds_of(whole.graph_module).values())).level) != 0
 
 
-@pytest.mark.parametrize("forms", [None, "masked"])
+@pytest.mark.parametrize("forms", rest_slow([None, "masked"]))
 def test_exported_it_answers_as_in_torch(trained: GatedModel, tmp_path: Path, forms: str | None) -> None:
     fast = gatefx.optimize(trained, data=batches(), forms=forms)
     gatefx.export(fast, tmp_path / "artifact")
