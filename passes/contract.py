@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -120,3 +121,18 @@ class Pass(ABC):
         if differs != outcome.changed:
             claim, truth = ("a change", "is the same") if outcome.changed else ("no change", "differs")
             raise PassError(f"{self.name} claims {claim}, but the graph's canonical text {truth}.")
+
+
+def checked_passes(given: object) -> Sequence[Pass]:
+    """What a user gave as passes.
+
+    Raises:
+        PassError: it is no list of passes.
+    """
+    if isinstance(given, (list, tuple)) and all(isinstance(item, Pass) for item in given):
+        return given
+    raise PassError(
+        "The option 'passes' holds gatefx passes.",
+        given=repr(given),
+        expected="a list of objects of subclasses of gatefx.passes.contract.Pass",
+    )

@@ -8,15 +8,12 @@ torch finds the function by its entry point in the group `torch_dynamo_backends`
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from torch import Tensor
 from torch.fx import GraphModule
 
 from ..errors import GatefxError
-
-if TYPE_CHECKING:
-    from ..passes.contract import Pass
 
 INDUCTOR, ONNXRUNTIME = "inductor", "onnxruntime"
 KNOWN_OPTIONS = {"lower": (INDUCTOR, ONNXRUNTIME), "passes": (INDUCTOR,), "provider": (ONNXRUNTIME,)}
@@ -47,7 +44,9 @@ def gatefx(
         from .dynamo_onnxruntime import OnnxRuntimeCall
 
         return OnnxRuntimeCall(graph_module, provider)
-    passes = _passes(given.get("passes", ()))
+    from ..passes.contract import checked_passes
+
+    passes = checked_passes(given.get("passes", ()))
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
 
@@ -101,21 +100,4 @@ def _provider(given: object) -> str:
         "The option 'provider' names one of ONNX Runtime.",
         given=repr(given),
         expected="'cpu', 'cuda', 'tensorrt' or ONNX Runtime's own name",
-    )
-
-
-def _passes(given: object) -> Sequence[Pass]:
-    """The passes of an option.
-
-    Raises:
-        GatefxError: they are none.
-    """
-    from ..passes.contract import Pass
-
-    if isinstance(given, (list, tuple)) and all(isinstance(item, Pass) for item in given):
-        return given
-    raise GatefxError(
-        "The option 'passes' holds gatefx passes.",
-        given=repr(given),
-        expected="a list of objects of subclasses of gatefx.passes.contract.Pass",
     )

@@ -60,7 +60,16 @@ def patched(passes: Sequence[Pass], config: Any) -> dict[str, Any]:
     Raises:
         PassError: a pass stands before one that it must follow.
     """
-    return {HOOK: [*get_custom_graph_passes(config.post_grad_custom_pre_pass), InductorPass(Pipeline(tuple(passes)))]}
+    return {HOOK: chained(passes, config.post_grad_custom_pre_pass)}
+
+
+def chained(passes: Sequence[Pass], standing: Any) -> list[Any]:
+    """`passes` after those that stand at the hook: none, one or a sequence of them.
+
+    Raises:
+        PassError: a pass stands before one that it must follow.
+    """
+    return [*get_custom_graph_passes(standing), InductorPass(Pipeline(tuple(passes)))]
 
 
 def _replace(graph: fx.Graph, owner: fx.GraphModule, result: fx.GraphModule) -> None:

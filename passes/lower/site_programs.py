@@ -120,7 +120,11 @@ class _Extraction:
 def _program(update: fx.GraphModule, d_in: int, d_out: int) -> torch.export.ExportedProgram:
     tokens = torch.export.Dim("tokens", min=1, max=_TOKENS)
     example = torch.zeros(1, _EXAMPLE, d_out), torch.zeros(1, _EXAMPLE, d_in)
-    return export_program(in_aten(update), example, ({1: tokens}, {1: tokens}))
+    program = export_program(in_aten(update), example, ({1: tokens}, {1: tokens}))
+    # What tracing left without a reader answers with types, not with tensors, and Dynamo takes no such operator.
+    program.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+    program.graph_module.recompile()
+    return program
 
 
 def _refused(name: str, given: str) -> SiteError:

@@ -2,7 +2,8 @@
 
     write_vllm_folder(fast, BASE, OUT)        then        vllm serve OUT --dtype float32
 
-config.json      the base model's, with the architecture that `vllm_plugin.py` registers, see `vllm_llama.py`
+config.json      the base model's, with the architecture that `vllm_plugin.py` registers, see `vllm_llama.py`, and a
+                 digest of the programs: vLLM keys compiled code by what stands here, and by no other file
 update_SITE.pt2  see `passes/lower/site_programs.py`; torch alone loads it
 gatefx.json      hashes of all files, and what was deployed
 
@@ -13,6 +14,7 @@ and tspeft. Routers that read the whole text, and dropped tokens, are refused.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -23,7 +25,7 @@ from ...errors import ArtifactError, SiteError
 from ...passes.deployed import DeployedModel
 from ...passes.lower.site_programs import site_programs
 from ..artifact import ArtifactWriter
-from .vllm_files import ARCHITECTURES, SUFFIX, UPDATE
+from .vllm_files import ARCHITECTURES, DIGEST, SUFFIX, UPDATE
 
 _CONFIG = "config.json"
 
@@ -53,9 +55,13 @@ def write_vllm_folder(model: DeployedModel, base: str | Path, folder: str | Path
         for file in sorted(Path(base).iterdir()):
             if file.is_file() and file.name not in (_CONFIG, "gatefx.json"):
                 shutil.copyfile(file, writer.path / file.name)
-        (writer.path / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        digest = hashlib.sha256()
         for name, program in programs.items():
-            torch.export.save(program, writer.path / f"{UPDATE}{name}{SUFFIX}")
+            file = writer.path / f"{UPDATE}{name}{SUFFIX}"
+            torch.export.save(program, file)
+            digest.update(name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        served = config | {DIGEST: digest.hexdigest()}
+        (writer.path / _CONFIG).write_text(json.dumps(served, indent=2) + "\n", encoding="utf-8")
         methods = {
             name: {"options": dataclasses.asdict(config), "budget": model.budgets[name]}
             for name, config in model.methods.items()

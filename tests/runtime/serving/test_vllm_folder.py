@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import gatefx
 from gatefx.errors import ArtifactError, SiteError
 from gatefx.methods import CCM, TSPEFT, GateRA
 from gatefx.runtime.artifact import Artifact
+from gatefx.runtime.serving.vllm_files import DIGEST, PASSES
 from gatefx.runtime.serving.vllm_folder import write_vllm_folder
 
 PYTHON = os.environ.get("GATEFX_VLLM_PYTHON", "")
 READER = Path(__file__).with_name("vllm_gated_reader.py")
+SEEN = Path(__file__).with_name("vllm_seen_passes.py")
+EAGER, COMPILED = {"enforce_eager": True}, {"enforce_eager": False}
 PROMPTS = [[5, 6, 7, 8, 9], [11, 3], [200, 40, 7, 150, 33, 21, 90]]
 SITES = ("q_proj", "v_proj", "up_proj", "down_proj")
 CONFIGS = {
@@ -78,24 +82,103 @@ def test_routers_and_other_architectures_are_refused_and_leave_no_folder(tmp_pat
     assert {path.name for path in tmp_path.iterdir()} == {"base"}
 
 
+def test_the_configuration_tells_other_programs_apart(tmp_path: Path) -> None:
+    base = base_model(tmp_path)
+    fast = deployed(base, *CONFIGS["gatera"])
+    digests = []
+    for budget in (0.5, 0.25):
+        fast.budget = budget
+        folder = write_vllm_folder(fast, base, tmp_path / "out", overwrite=True)
+        digests.append(json.loads((folder / "config.json").read_text())[DIGEST])
+    assert digests[0] != digests[1]
+
+
+class Served:
+    """A folder in vLLM, with a cache of compiled code of its own.
+
+    Args:
+        root: where a folder `out` is, what vLLM keeps, and what passes say.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def run(self, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Generate into a file under the root; `options` of vllm.LLM."""
+        # Not this process's path: it would show that interpreter the packages of this one.
+        (self.root / "path").mkdir(exist_ok=True)
+        shutil.copy(SEEN, self.root / "path")
+        alone = os.environ | {
+            "PYTHONPATH": str(self.root / "path"), "GATEFX_SEEN": str(self.root), "HF_HUB_OFFLINE": "1",
+            "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_CACHE_ROOT": str(self.root / "cache"),
+        }  # fmt: skip
+        call = [PYTHON, str(READER), str(self.root / "out"), json.dumps(PROMPTS), json.dumps(options)]
+        answers = str(self.root / "answers.json")
+        return subprocess.run([*call, answers], capture_output=True, text=True, env=alone, check=False, cwd=self.root)
+
+    def tokens(self, **options: Any) -> list[list[int]]:
+        """What it generates."""
+        done = self.run(**options)
+        assert done.returncode == 0, done.stderr[-4000:]
+        tokens: list[list[int]] = json.loads((self.root / "answers.json").read_text())
+        return tokens
+
+    def compiled(self) -> set[str]:
+        """The keys under which vLLM keeps compiled models."""
+        return {path.parts[-3] for path in (self.root / "cache" / "torch_compile_cache").rglob("rank_0_0/model")}
+
+
+def generated(fast: Any) -> list[list[int]]:
+    """What gatefx generates for the prompts."""
+    return [
+        torch.as_tensor(
+            gatefx.generate(fast, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.int64), max_new_tokens=8,
+                            stop=()).tokens
+        )[0].tolist()
+        for ids in PROMPTS
+    ]  # fmt: skip
+
+
+needs_vllm = pytest.mark.skipif(
+    not PYTHON, reason="no interpreter with vLLM is named: make vllm-checks, or GATEFX_VLLM_PYTHON"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not PYTHON, reason="no interpreter with vLLM is named: make vllm-checks, or GATEFX_VLLM_PYTHON")
+@needs_vllm
 @pytest.mark.parametrize("method", CONFIGS)
-def test_vllm_generates_the_same_tokens_with_gates(method: str, tmp_path: Path) -> None:
+def test_vllm_generates_the_same_tokens_with_gates_eager_and_compiled(method: str, tmp_path: Path) -> None:
     base = base_model(tmp_path)
     fast = deployed(base, *CONFIGS[method])
-    folder = write_vllm_folder(fast, base, tmp_path / "out")
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    alone |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
-    answers = tmp_path / "answers.json"
-    call = [PYTHON, str(READER), str(folder), json.dumps(PROMPTS), str(answers)]
-    done = subprocess.run(call, capture_output=True, text=True, env=alone, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-4000:]
+    write_vllm_folder(fast, base, tmp_path / "out")
+    served, expected = Served(tmp_path), generated(fast)
+    assert served.tokens(**EAGER) == expected
+    assert not served.compiled()
+    for _ in range(2):  # the second time from its cache
+        assert served.tokens(**COMPILED) == expected
+        assert len(served.compiled()) == 1
     plain = LlamaForCausalLM.from_pretrained(base)
-    differ = False
-    for prompt, served in zip(PROMPTS, json.loads(answers.read_text()), strict=True):
-        ids = torch.tensor([prompt])
-        expected = gatefx.generate(fast, ids, torch.ones_like(ids), max_new_tokens=8, stop=()).tokens
-        assert served == torch.as_tensor(expected)[0].tolist()
-        differ |= served != plain.generate(ids, max_new_tokens=8, do_sample=False)[0, len(prompt) :].tolist()
-    assert differ
+    ungated = [
+        plain.generate(torch.tensor([ids]), max_new_tokens=8, do_sample=False)[0, len(ids) :].tolist()
+        for ids in PROMPTS
+    ]
+    assert ungated != expected
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_passes_run_in_vllms_compilation_and_key_its_cache(tmp_path: Path) -> None:
+    base = base_model(tmp_path)
+    fast = deployed(base, *CONFIGS["tspeft"])
+    write_vllm_folder(fast, base, tmp_path / "out")
+    served, expected = Served(tmp_path), generated(fast)
+    for number, option in enumerate(("first", "second"), start=1):
+        assert served.tokens(additional_config={PASSES: f"vllm_seen_passes:{option.upper()}"}) == expected
+        seen = json.loads((tmp_path / option).read_text())
+        # One graph for all layers: a sum a site, and the products of its A and B.
+        assert seen["sums"] >= len(fast.sites)
+        assert seen["products"] >= 2 * len(fast.sites)
+        assert len(served.compiled()) == number
+    refused = served.run(additional_config={PASSES: "vllm_seen_passes:FIRST"}, **EAGER)
+    assert refused.returncode != 0
+    assert "by Inductor, which is off" in refused.stderr + refused.stdout
