@@ -6,7 +6,7 @@ N tokens of any requests. vLLM fuses q, k and v, and gate and up: each program g
 class for folders of `vllm_folder.py`, in each of its processes, by the name that `vllm_plugin.py` registered.
 
 vLLM compiles it as it compiles Llama, one graph for all layers where it does so on a CPU. Programs are modules of their
-layers, so that compiled code that vLLM kept on disk finds their weights in another process.
+layers, so that their weights have names there, as the layers' own have.
 """
 
 from __future__ import annotations
