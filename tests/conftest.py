@@ -36,7 +36,7 @@ TOLERANCE: Mapping[torch.dtype, float] = MappingProxyType(
 #: What third-party packages warn about among themselves; marked here so that it also holds under `-W error`.
 _THIRD_PARTY = "ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"
 
-# Traces make objects by the hundred thousand and keep them: collecting every few hundred takes an eighth of their time.
+# Tests keep traces, which are many objects: less often than every few hundred new ones, they are searched for garbage.
 gc.set_threshold(100_000, 20, 20)
 
 # Tests mean the code of this checkout, not libraries that somebody built; those of the kernels build their own.

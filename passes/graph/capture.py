@@ -31,7 +31,6 @@ from .agreement import differs_in_eval
 from .capture_decoder import Arguments, decoder_arguments, with_linear_bias
 from .normalize import normalize
 from .signature import InputSpec, Signature, read_axes
-from .stack_traces import without_stack_traces
 
 _SMALLEST_EXAMPLE = 2
 
@@ -184,7 +183,7 @@ def _export(
     wrapper = _ByName(model, tuple(example), arguments)
     dynamic = tuple(dict.fromkeys(range(tensor.dim()), Dim.AUTO) for tensor in example.values())
     try:
-        with torch.random.fork_rng(devices=[]), without_stack_traces():
+        with torch.random.fork_rng(devices=[]):
             exported = torch.export.export(wrapper, tuple(example.values()), dynamic_shapes=(dynamic,), strict=False)
     except Exception as error:  # export raises whatever the model's code raises; all of it is reported
         raise _capture_error(model, error) from error

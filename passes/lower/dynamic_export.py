@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ...errors import CaptureError, GatefxError
 from ..graph.signature import constant_size
-from ..graph.stack_traces import without_stack_traces
 
 
 def export_dynamic(module: nn.Module, example: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
@@ -35,7 +34,7 @@ def export_program(
         CaptureError: a size that is fixed, or a branch on data.
     """
     try:
-        with torch.no_grad(), without_stack_traces():
+        with torch.no_grad():
             program = torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(axes), strict=False)
     except Exception as error:
         raise CaptureError(
