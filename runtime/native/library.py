@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .places import FILES, SWITCH, Runtime, library_folder, switched_off
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 """Of the entry points that Python calls, as `CMakeLists.txt` states it for the C++ side."""
 
 BUILD = "gatefx build-native"
@@ -23,7 +23,8 @@ class NativeStatus:
         reason: why not, with what would change it; empty where they do.
         library: the file, where there is one.
         isa: instruction set in use; isas: those this machine could use, widest first.
-        attentions, gates: of a session, how many standard nodes, or groups of them, the library runs in their place.
+        attentions, gates, activations: of a session, how many standard nodes, or groups of them, the library
+            runs in their place.
     """
 
     active: bool
@@ -33,11 +34,12 @@ class NativeStatus:
     isas: tuple[str, ...] = ()
     attentions: int = 0
     gates: int = 0
+    activations: int = 0
 
     def __str__(self) -> str:
         if not self.active:
             return f"no native kernels: {self.reason}"
-        counts = {"attentions": self.attentions, "gates": self.gates}
+        counts = {"attentions": self.attentions, "gates": self.gates, "activations": self.activations}
         return f"native kernels ({', '.join([self.isa, *(f'{n} {name}' for name, n in counts.items() if n)])})"
 
 

@@ -9,6 +9,7 @@ import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
+from .activations import activate_natively
 from .masked_attention import mask_natively
 from .score_gates import gate_natively
 
@@ -19,16 +20,17 @@ class NativeModel:
 
     Attributes:
         protobuf: the model, its weights where the file has them.
-        attentions, gates: how many nodes each kind of them became.
+        attentions, gates, activations: how many of each the library runs.
     """
 
     protobuf: bytes
     attentions: int
     gates: int
+    activations: int
 
 
 def native_model(file: Path) -> NativeModel | None:
-    """The model of `file` with every attention and gate that the library can run.
+    """The model of `file` with every attention, gate and activation that the library can run.
 
     None where there is none of them, or without the package `onnx_ir`: then the file itself is the model to run.
     """
@@ -37,7 +39,7 @@ def native_model(file: Path) -> NativeModel | None:
     import onnx_ir
 
     model = onnx_ir.load(file)
-    attentions, gates = mask_natively(model), gate_natively(model)
-    if not attentions and not gates:
+    counts = mask_natively(model), gate_natively(model), activate_natively(model)
+    if not any(counts):
         return None
-    return NativeModel(onnx_ir.to_proto(model).SerializeToString(), attentions, gates)
+    return NativeModel(onnx_ir.to_proto(model).SerializeToString(), *counts)

@@ -37,11 +37,12 @@ namespace GATEFX_ISA {
 #include "updates.h"
 #include "layers.h"
 #include "attention.h"
+#include "activation.h"
 
 template <class Store>
 constexpr Kernels<Store> kernels() {
-  return {add_update<Store>, add_large_updates<Store>, project<Store>,   run_layer<Store>,
-          widen<Store>,      attend<Store>,            pack_keys<Store>, pack_values<Store>};
+  return {add_update<Store>, add_large_updates<Store>, project<Store>,   run_layer<Store>,  widen<Store>,
+          attend<Store>,     pack_keys<Store>,         pack_values<Store>, apply_gelu<Store>};
 }
 
 extern const Table table;

@@ -91,6 +91,8 @@ struct Kernels {
   // `count` rows of keys or values, `stride` apart, as `attend` reads them.
   void (*pack_keys)(const Store* from, int64_t stride, int64_t count, int64_t head, Real<Store>* to);
   void (*pack_values)(const Store* from, int64_t stride, int64_t count, int64_t head, Real<Store>* to);
+  // GELU of `count` elements, in place.
+  void (*gelu)(Store* row, int64_t count);
 };
 
 struct Table {

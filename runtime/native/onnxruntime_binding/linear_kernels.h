@@ -1,4 +1,5 @@
-// The nodes gatefx::GatedLinear, gatefx::TokenGatedLinear and gatefx::RoutedLinear; inputs in the order of their functions.
+// The nodes gatefx::GatedLinear, gatefx::TokenGatedLinear and gatefx::RoutedLinear, inputs in the order of their functions,
+// and the same with GELU of what they answer, which a session puts in place of two nodes.
 #pragma once
 #include "../operators/linear.h"
 #include "operator.h"
@@ -9,7 +10,7 @@ namespace gatefx::ort {
 // What all three read first: tensors that fit together, the layer, and the place of the answer.
 template <class Store>
 struct LayerInput {
-  Linear<Store> call;
+  Linear<Store> call = {};
   Tensor weight, bias;
   Panels<Store> own_panels;
   PanelRow<Store> own_bias;
@@ -77,9 +78,9 @@ struct AdaptedInput : LayerInput<Store> {
   }
 };
 
-template <class Store>
+template <class Store, bool kGelu = false>
 struct GatedLinear {
-  static constexpr const char* kName = "GatedLinear";
+  static constexpr const char* kName = kGelu ? "GatedLinearGelu" : "GatedLinear";
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, Element::kInt64, kElement<Store>};
@@ -97,14 +98,15 @@ struct GatedLinear {
     GATEFX_RETURN_IF_ERROR(read_scalar<Store>(api, context, 6, scale));
     if (!indices.is_matrix(input.call.x.sizes[0], input.rank))
       return api.error(Code::kInvalidArgument, "gatefx: indices are not (B, r)");
+    input.call.gelu = kGelu;
     return run_gated_linear<Store>(input.call, input.a, input.b, indices, scale, input.scratch.u(),
                                    ParallelFor{api, context});
   }
 };
 
-template <class Store>
+template <class Store, bool kGelu = false>
 struct TokenGatedLinear {
-  static constexpr const char* kName = "TokenGatedLinear";
+  static constexpr const char* kName = kGelu ? "TokenGatedLinearGelu" : "TokenGatedLinear";
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>};
@@ -125,15 +127,16 @@ struct TokenGatedLinear {
     if (!gram.is_matrix(input.rank, input.rank)) return api.error(Code::kInvalidArgument, "gatefx: G is not (r, r)");
     GATEFX_RETURN_IF_ERROR(status_of(api, prepare(prepared_gram, gram)));
     const Gate<Store> gate{prepared_gram.data(), threshold};
+    input.call.gelu = kGelu;
     return run_token_gated_linear<Store>(input.call, input.a, input.b, input.rank, gate, scale,
                                          ParallelFor{api, context});
   }
 };
 
 // Inputs x, W0, W1, bias, choice.
-template <class Store>
+template <class Store, bool kGelu = false>
 struct RoutedLinear {
-  static constexpr const char* kName = "RoutedLinear";
+  static constexpr const char* kName = kGelu ? "RoutedLinearGelu" : "RoutedLinear";
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         Element::kBool};
@@ -163,9 +166,17 @@ struct RoutedLinear {
     GATEFX_RETURN_IF_ERROR(panels1.get(api, weight1, own, second));
     GATEFX_RETURN_IF_ERROR(input.start(api, context, panels0, bias, 0));
     if (!order.resize(tokens)) return api.error(Code::kFail, "gatefx: no memory for the order of the tokens");
+    input.call.gelu = kGelu;
     return run_routed_linear<Store>(input.call, second->data(), choice.as<bool>(), order.data(),
                                     ParallelFor{api, context});
   }
 };
+
+template <class Store>
+using GatedLinearGelu = GatedLinear<Store, true>;
+template <class Store>
+using TokenGatedLinearGelu = TokenGatedLinear<Store, true>;
+template <class Store>
+using RoutedLinearGelu = RoutedLinear<Store, true>;
 
 }  // namespace gatefx::ort

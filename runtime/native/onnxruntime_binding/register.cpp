@@ -38,8 +38,11 @@ Status* shared_domain(const Api& api, Domain*& domain) {
     GATEFX_RETURN_IF_ERROR(add_types<GatedLora>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLora>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<GatedLinear>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<GatedLinearGelu>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinear>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinearGelu>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<RoutedLinear>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<RoutedLinearGelu>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<MaskedAttention>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<ScoreGate>(api, fresh));
     made = fresh;

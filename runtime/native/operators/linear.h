@@ -14,6 +14,7 @@ struct Linear {
   Store* out;
   Layer<Store> layer;
   const Real<Store>* states;
+  bool gelu;  // of the answers, which are then W x + bias and the update no more
 
   int64_t tokens() const { return x.count(0, x.axes - 1); }
 };
@@ -105,6 +106,30 @@ void multiply(const Linear<Store>& call, int64_t count, const Row& row, const Re
                                            cut.first_panel(part + 1));
 }
 
+// What the model applies to the answers of `count` tokens in the columns from `first` to before `end`. A task does it
+// once it has them all: they are still near.
+template <class Store, class Row>
+void activate(const Linear<Store>& call, int64_t count, const Row& row, int64_t first, int64_t end) {
+  if (!call.gelu) return;
+  const int64_t d_out = call.layer.d_out, last = end < d_out ? end : d_out;
+  for (int64_t i = 0; i < count && first < last; ++i)
+    kernels().template of<Store>().gelu(call.out + row(i) * d_out + first, last - first);
+}
+
+// The same of all columns of consecutive tokens.
+template <class Store>
+void activate_rows(const Linear<Store>& call, int64_t first, int64_t count) {
+  activate(call, count, [first](int64_t i) { return first + i; }, 0, call.layer.d_out);
+}
+
+// The layer and what follows it, in the panels of one part.
+template <class Store, class Row>
+void answer(const Linear<Store>& call, int64_t count, const Row& row, const Real<Store>* u,
+            const Directions<Store>& use, const Cut& cut, int64_t part) {
+  multiply(call, count, row, u, use, cut, part);
+  activate(call, count, row, cut.first_panel(part) * kPanel, cut.first_panel(part + 1) * kPanel);
+}
+
 // Rows of a call's tokens, to update what the layer has answered.
 template <class Store>
 Rows<Store> answered(const Linear<Store>& call, int64_t first, int64_t count) {
@@ -151,6 +176,7 @@ auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Rea
           kernels().template of<Store>().add_update(answered(call, row, after - row), use);
         });
       }
+      activate_rows(call, first, count);
     };
     return run_layer_then(call, update, parallel);
   }
@@ -171,7 +197,7 @@ auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Rea
     with_directions(example, [&](const auto& use) {
       if (cut.parts == 1) project(example, block, use);
       const int64_t first = example * tokens + cut.first_token(block);
-      multiply(call, cut.count(block), [first](int64_t i) { return first + i; }, u + first * slots, use, cut, part);
+      answer(call, cut.count(block), [first](int64_t i) { return first + i; }, u + first * slots, use, cut, part);
     });
   });
 }
@@ -183,6 +209,7 @@ auto run_token_gated_linear(const Linear<Store>& call, const Real<Store>* a, con
   auto update = [&](int64_t first, int64_t count) {
     Selection<Store> selection(a, b, call.layer.d_in, call.layer.d_out, scale);
     kernels().template of<Store>().add_large_updates(answered(call, first, count), selection.all(rank), gate);
+    activate_rows(call, first, count);
   };
   return run_layer_then(call, update, parallel);
 }
@@ -205,7 +232,7 @@ auto run_routed_linear(const Linear<Store>& call, const Real<Store>* panels1, co
     const int64_t* rows = order + which * counts[0] + cuts[which].first_token(block);
     Linear<Store> own = call;
     if (which) own.layer.panels = panels1;
-    multiply(own, cuts[which].count(block), [rows](int64_t i) { return rows[i]; }, nullptr, Directions<Store>{}, whole,
+    answer(own, cuts[which].count(block), [rows](int64_t i) { return rows[i]; }, nullptr, Directions<Store>{}, whole,
              task / blocks);
   });
 }

@@ -52,7 +52,7 @@ struct PackedLayer {
   Linear<Store> call() {
     const Layer<Store> layer{static_cast<const Store*>(panels.const_data_ptr()),
                              static_cast<const Store*>(bias.const_data_ptr()), states.last(), d_out};
-    return {states, static_cast<Store*>(out.mutable_data_ptr()), layer, static_cast<const Store*>(states.data)};
+    return {states, static_cast<Store*>(out.mutable_data_ptr()), layer, static_cast<const Store*>(states.data), false};
   }
 };
 
