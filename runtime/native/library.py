@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .places import FILES, SWITCH, Runtime, library_folder, switched_off
@@ -15,6 +15,16 @@ BUILD = "gatefx build-native"
 
 
 @dataclass(frozen=True)
+class Replaced:
+    """How many nodes of a session's model, or groups of them, the library runs by one operator each."""
+
+    attentions: int = 0
+    gates: int = 0
+    activations: int = 0
+    groups: int = 0
+
+
+@dataclass(frozen=True)
 class NativeStatus:
     """Whether native kernels run, and why not.
 
@@ -23,8 +33,7 @@ class NativeStatus:
         reason: why not, with what would change it; empty where they do.
         library: the file, where there is one.
         isa: instruction set in use; isas: those this machine could use, widest first.
-        attentions, gates, activations: of a session, how many standard nodes, or groups of them, the library
-            runs in their place.
+        replaced: what a session's model was given.
     """
 
     active: bool
@@ -32,15 +41,13 @@ class NativeStatus:
     library: Path | None = None
     isa: str = ""
     isas: tuple[str, ...] = ()
-    attentions: int = 0
-    gates: int = 0
-    activations: int = 0
+    replaced: Replaced = Replaced()
 
     def __str__(self) -> str:
         if not self.active:
             return f"no native kernels: {self.reason}"
-        counts = {"attentions": self.attentions, "gates": self.gates, "activations": self.activations}
-        return f"native kernels ({', '.join([self.isa, *(f'{n} {name}' for name, n in counts.items() if n)])})"
+        counts = (f"{count} {name}" for name, count in asdict(self.replaced).items() if count)
+        return f"native kernels ({', '.join([self.isa, *counts])})"
 
 
 def native_status(runtime: Runtime) -> NativeStatus:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .activations import activate_natively
+from .library import Replaced
 from .masked_attention import mask_natively
 from .score_gates import gate_natively
+from .site_groups import group_sites
 
 
 @dataclass(frozen=True)
@@ -20,26 +22,28 @@ class NativeModel:
 
     Attributes:
         protobuf: the model, its weights where the file has them.
-        attentions, gates, activations: how many of each the library runs.
+        replaced: how many of each kind.
     """
 
     protobuf: bytes
-    attentions: int
-    gates: int
-    activations: int
+    replaced: Replaced
 
 
 def native_model(file: Path) -> NativeModel | None:
-    """The model of `file` with every attention, gate and activation that the library can run.
+    """The model of `file` with all that the library can run in its place.
 
-    None where there is none of them, or without the package `onnx_ir`: then the file itself is the model to run.
+    None where there is nothing, or without the package `onnx_ir`: then the file itself is the model to run.
     """
     if importlib.util.find_spec("onnx_ir") is None:
         return None
     import onnx_ir
 
     model = onnx_ir.load(file)
-    counts = mask_natively(model), gate_natively(model), activate_natively(model)
-    if not any(counts):
-        return None
-    return NativeModel(onnx_ir.to_proto(model).SerializeToString(), *counts)
+    # GELU first: a site that has one is an operator of its own, which joins no group.
+    replaced = Replaced(
+        attentions=mask_natively(model),
+        gates=gate_natively(model),
+        activations=activate_natively(model),
+        groups=group_sites(model),
+    )
+    return None if replaced == Replaced() else NativeModel(onnx_ir.to_proto(model).SerializeToString(), replaced)

@@ -41,7 +41,7 @@ def start(
         model = native_model(path) if used.active else None
         if model is not None:
             options.add_session_config_entry(WEIGHTS_FOLDER, str(path.parent))
-            used = replace(used, attentions=model.attentions, gates=model.gates, activations=model.activations)
+            used = replace(used, replaced=model.replaced)
         session, obtained = _started(runtime, str(path) if model is None else model.protobuf, options, wanted)
     except (ArtifactError, ProviderError):
         raise

@@ -3,7 +3,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "../operators/linear.h"
+#include "../operators/gated_linear.h"
 #include "arrays.h"
 
 namespace gatefx {
@@ -33,7 +33,8 @@ class LinearCase {
         indices[size_t(e * rank + slot)] = (slot + e) % rank;
     Tensor list;
     list.data = indices.data(), list.axes = 2, list.sizes[0] = batch, list.sizes[1] = rank;
-    run_gated_linear<Store>(call, a.data(), b.data(), list, Real<Store>(kScale), scratch.u(), Serial{});
+    const GatedSite<Store> site{call, a.data(), b.data(), list, Real<Store>(kScale), scratch.u()};
+    run_gated_linears(&site, 1, Serial{});
     return agrees([&](int64_t row, int64_t j) {
       for (int64_t slot = 0; slot < rank; ++slot)
         if (indices[size_t(row / tokens * rank + slot)] == j) return true;

@@ -10,7 +10,7 @@ struct MaskedAttention {
   static constexpr const char* kName = "MaskedAttention";
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, Element::kBool};
-  static constexpr Element kOutput = kElement<Store>;
+  static constexpr Element kOutputs[] = {kElement<Store>};
   int64_t heads = 0, key_heads = 0;
   float scale = 0;
 

@@ -1,7 +1,7 @@
 // The nodes gatefx::GatedLinear, gatefx::TokenGatedLinear and gatefx::RoutedLinear, inputs in the order of their functions,
-// and the same with GELU of what they answer, which a session puts in place of two nodes.
+// the same with GELU of what they answer, and several of the first that read one x, which a session puts in place of nodes.
 #pragma once
-#include "../operators/linear.h"
+#include "../operators/gated_linear.h"
 #include "operator.h"
 #include "prepared.h"
 
@@ -24,21 +24,21 @@ struct LayerInput {
   }
 
   Status* start(const Api& api, KernelContext* context, const Constant<Panels<Store>>& panels,
-                const Constant<PanelRow<Store>>& constant_bias, int64_t rank) {
+                const Constant<PanelRow<Store>>& constant_bias, int64_t rank, size_t output = 0) {
     const Panels<Store>* used_panels = nullptr;
     const PanelRow<Store>* used_bias = nullptr;
     GATEFX_RETURN_IF_ERROR(panels.get(api, weight, own_panels, used_panels));
     GATEFX_RETURN_IF_ERROR(constant_bias.get(api, bias, own_bias, used_bias));
     call.layer = {used_panels->data(), used_bias->data(), call.x.last(), weight.sizes[0]};
     void* out = nullptr;
-    GATEFX_RETURN_IF_ERROR(make_output(api, context, 0, answer_of(call.x, weight), out));
+    GATEFX_RETURN_IF_ERROR(make_output(api, context, output, answer_of(call.x, weight), out));
     call.out = static_cast<Store*>(out);
     GATEFX_RETURN_IF_ERROR(status_of(api, scratch.reserve(call.x, rank)));
     return scratch.widened_states(call.x, ParallelFor{api, context}, call.states);
   }
 };
 
-// A layer with an adapter: inputs x, W, bias, A, B.
+// A layer with an adapter: inputs x, and from `first` on W, bias, A, B.
 template <class Store>
 struct AdaptedLayer {
   Constant<Panels<Store>> panels;
@@ -46,11 +46,11 @@ struct AdaptedLayer {
   Constant<Widened<Store>> lora_a;
   Constant<Turned<Store>> lora_b;
 
-  Status* create(const Api& api, const KernelInfo* info) {
-    GATEFX_RETURN_IF_ERROR(panels.create(api, info, 1, 2));
-    GATEFX_RETURN_IF_ERROR(bias.create(api, info, 2, 1));
-    GATEFX_RETURN_IF_ERROR(lora_a.create(api, info, 3, 2));
-    return lora_b.create(api, info, 4, 2);
+  Status* create(const Api& api, const KernelInfo* info, size_t first = 1) {
+    GATEFX_RETURN_IF_ERROR(panels.create(api, info, first, 2));
+    GATEFX_RETURN_IF_ERROR(bias.create(api, info, first + 1, 1));
+    GATEFX_RETURN_IF_ERROR(lora_a.create(api, info, first + 2, 2));
+    return lora_b.create(api, info, first + 3, 2);
   }
 };
 
@@ -62,11 +62,12 @@ struct AdaptedInput : LayerInput<Store> {
   const Real<Store>*a = nullptr, *b = nullptr;
   int64_t rank = 0;
 
-  Status* read(const Api& api, KernelContext* context, const AdaptedLayer<Store>& layer) {
+  Status* read(const Api& api, KernelContext* context, const AdaptedLayer<Store>& layer, size_t first = 1,
+               size_t output = 0) {
     Tensor lora_a, lora_b;
-    GATEFX_RETURN_IF_ERROR((LayerInput<Store>::read(api, context, 1, 2)));
-    GATEFX_RETURN_IF_ERROR(read_input(api, context, 3, lora_a));
-    GATEFX_RETURN_IF_ERROR(read_input(api, context, 4, lora_b));
+    GATEFX_RETURN_IF_ERROR((LayerInput<Store>::read(api, context, first, first + 1)));
+    GATEFX_RETURN_IF_ERROR(read_input(api, context, first + 2, lora_a));
+    GATEFX_RETURN_IF_ERROR(read_input(api, context, first + 3, lora_b));
     const Activations io{answer_of(this->call.x, this->weight), this->call.x};
     GATEFX_RETURN_IF_ERROR(status_of(api, check_adapter(io, lora_a, lora_b)));
     const Widened<Store>* used_a = nullptr;
@@ -74,33 +75,56 @@ struct AdaptedInput : LayerInput<Store> {
     GATEFX_RETURN_IF_ERROR(layer.lora_a.get(api, lora_a, own_a, used_a));
     GATEFX_RETURN_IF_ERROR(layer.lora_b.get(api, lora_b, own_b, used_b));
     a = used_a->data(), b = used_b->data(), rank = lora_a.sizes[0];
-    return this->start(api, context, layer.panels, layer.bias, rank);
+    return this->start(api, context, layer.panels, layer.bias, rank, output);
   }
 };
 
-template <class Store, bool kGelu = false>
-struct GatedLinear {
-  static constexpr const char* kName = kGelu ? "GatedLinearGelu" : "GatedLinear";
-  static constexpr bool kInPlace = false;
-  static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
-                                        kElement<Store>, Element::kInt64, kElement<Store>};
-  static constexpr Element kOutput = kElement<Store>;
-  AdaptedLayer<Store> layer;
+// Inputs x, and for each site W, bias, A, B, indices, scale; an output for each site.
+template <class Store, size_t kSites>
+struct GatedTypes {
+  static constexpr size_t kEach = 6, kIndices = 4, kScale = 5;
+  Element inputs[1 + kEach * kSites], outputs[kSites];
 
-  Status* create(const Api& api, const KernelInfo* info) { return layer.create(api, info); }
+  constexpr GatedTypes() : inputs{}, outputs{} {
+    for (Element& input : inputs) input = kElement<Store>;
+    for (size_t i = 0; i < kSites; ++i) inputs[1 + i * kEach + kIndices] = Element::kInt64;
+    for (Element& output : outputs) output = kElement<Store>;
+  }
+};
+
+template <class Store, bool kGelu = false, size_t kSites = 1>
+struct GatedLinear {
+  using Types = GatedTypes<Store, kSites>;
+  static constexpr const char* kName = kSites == 3   ? "GatedLinearTriple"
+                                       : kSites == 2 ? "GatedLinearPair"
+                                       : kGelu       ? "GatedLinearGelu"
+                                                     : "GatedLinear";
+  static constexpr bool kInPlace = false;
+  static constexpr Types kTypes{};
+  static constexpr const Element (&kInputs)[1 + Types::kEach * kSites] = kTypes.inputs;
+  static constexpr const Element (&kOutputs)[kSites] = kTypes.outputs;
+  AdaptedLayer<Store> layers[kSites];
+
+  Status* create(const Api& api, const KernelInfo* info) {
+    for (size_t i = 0; i < kSites; ++i)
+      GATEFX_RETURN_IF_ERROR(layers[i].create(api, info, 1 + i * Types::kEach));
+    return nullptr;
+  }
 
   Status* compute(const Api& api, KernelContext* context) const {
-    AdaptedInput<Store> input;
-    Tensor indices;
-    Real<Store> scale;
-    GATEFX_RETURN_IF_ERROR(input.read(api, context, layer));
-    GATEFX_RETURN_IF_ERROR(read_input(api, context, 5, indices));
-    GATEFX_RETURN_IF_ERROR(read_scalar<Store>(api, context, 6, scale));
-    if (!indices.is_matrix(input.call.x.sizes[0], input.rank))
-      return api.error(Code::kInvalidArgument, "gatefx: indices are not (B, r)");
-    input.call.gelu = kGelu;
-    return run_gated_linear<Store>(input.call, input.a, input.b, indices, scale, input.scratch.u(),
-                                   ParallelFor{api, context});
+    AdaptedInput<Store> input[kSites];
+    GatedSite<Store> sites[kSites];
+    for (size_t i = 0; i < kSites; ++i) {
+      const size_t first = 1 + i * Types::kEach;
+      GATEFX_RETURN_IF_ERROR(input[i].read(api, context, layers[i], first, i));
+      input[i].call.gelu = kGelu;
+      sites[i].call = input[i].call, sites[i].a = input[i].a, sites[i].b = input[i].b, sites[i].u = input[i].scratch.u();
+      GATEFX_RETURN_IF_ERROR(read_input(api, context, first + Types::kIndices, sites[i].indices));
+      GATEFX_RETURN_IF_ERROR(read_scalar<Store>(api, context, first + Types::kScale, sites[i].scale));
+      if (!sites[i].indices.is_matrix(input[i].call.x.sizes[0], input[i].rank))
+        return api.error(Code::kInvalidArgument, "gatefx: indices are not (B, r)");
+    }
+    return run_gated_linears(sites, int64_t(kSites), ParallelFor{api, context});
   }
 };
 
@@ -110,7 +134,7 @@ struct TokenGatedLinear {
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>};
-  static constexpr Element kOutput = kElement<Store>;
+  static constexpr Element kOutputs[] = {kElement<Store>};
   AdaptedLayer<Store> layer;
 
   Status* create(const Api& api, const KernelInfo* info) { return layer.create(api, info); }
@@ -140,7 +164,7 @@ struct RoutedLinear {
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         Element::kBool};
-  static constexpr Element kOutput = kElement<Store>;
+  static constexpr Element kOutputs[] = {kElement<Store>};
   Constant<Panels<Store>> panels0, panels1;
   Constant<PanelRow<Store>> bias;
 
@@ -174,6 +198,10 @@ struct RoutedLinear {
 
 template <class Store>
 using GatedLinearGelu = GatedLinear<Store, true>;
+template <class Store>
+using GatedLinearPair = GatedLinear<Store, false, 2>;
+template <class Store>
+using GatedLinearTriple = GatedLinear<Store, false, 3>;
 template <class Store>
 using TokenGatedLinearGelu = TokenGatedLinear<Store, true>;
 template <class Store>

@@ -47,7 +47,7 @@ struct GatedLora {
   static constexpr bool kInPlace = true;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, Element::kInt64, kElement<Store>};
-  static constexpr Element kOutput = kElement<Store>;
+  static constexpr Element kOutputs[] = {kElement<Store>};
   Factors<Store> factors;
 
   Status* create(const Api& api, const KernelInfo* info) { return factors.create(api, info); }
@@ -71,7 +71,7 @@ struct TokenGatedLora {
   static constexpr bool kInPlace = true;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>,
                                         kElement<Store>, kElement<Store>, kElement<Store>};
-  static constexpr Element kOutput = kElement<Store>;
+  static constexpr Element kOutputs[] = {kElement<Store>};
   Factors<Store> factors;
 
   Status* create(const Api& api, const KernelInfo* info) { return factors.create(api, info); }

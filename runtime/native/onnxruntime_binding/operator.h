@@ -22,8 +22,8 @@ inline Api& runtime() {
   return api;
 }
 
-// An operator with one output. `Kernel` has
-//   static constexpr const char* kName; static constexpr Element kInputs[], kOutput;
+// An operator. `Kernel` has
+//   static constexpr const char* kName; static constexpr Element kInputs[], kOutputs[];
 //   static constexpr bool kInPlace;                  whether the output may replace input 0
 //   Status* create(const Api&, const KernelInfo*);   once per node
 //   Status* compute(const Api&, KernelContext*);     per run, from several threads at once
@@ -35,8 +35,8 @@ struct Operator : CustomOp {
     GetExecutionProviderType = [](const CustomOp*) { return "CPUExecutionProvider"; };
     GetInputType = [](const CustomOp*, size_t place) { return Kernel::kInputs[place]; };
     GetInputTypeCount = [](const CustomOp*) { return sizeof(Kernel::kInputs) / sizeof(Element); };
-    GetOutputType = [](const CustomOp*, size_t) { return Kernel::kOutput; };
-    GetOutputTypeCount = [](const CustomOp*) { return size_t(1); };
+    GetOutputType = [](const CustomOp*, size_t place) { return Kernel::kOutputs[place]; };
+    GetOutputTypeCount = [](const CustomOp*) { return sizeof(Kernel::kOutputs) / sizeof(Element); };
     GetInputCharacteristic = GetOutputCharacteristic = [](const CustomOp*, size_t) { return kInputRequired; };
     GetInputMemoryType = [](const CustomOp*, size_t) { return kMemoryDefault; };
     GetVariadicInputMinArity = GetVariadicOutputMinArity = [](const CustomOp*) { return 0; };

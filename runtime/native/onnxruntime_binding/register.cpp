@@ -39,6 +39,8 @@ Status* shared_domain(const Api& api, Domain*& domain) {
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLora>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<GatedLinear>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<GatedLinearGelu>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<GatedLinearPair>(api, fresh));
+    GATEFX_RETURN_IF_ERROR(add_types<GatedLinearTriple>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinear>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<TokenGatedLinearGelu>(api, fresh));
     GATEFX_RETURN_IF_ERROR(add_types<RoutedLinear>(api, fresh));

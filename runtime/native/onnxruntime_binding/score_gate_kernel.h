@@ -11,7 +11,7 @@ struct ScoreGate {
   static constexpr const char* kName = "ScoreGate";
   static constexpr bool kInPlace = false;
   static constexpr Element kInputs[] = {kElement<Store>, kElement<Store>, kElement<Store>, kElement<Store>};
-  static constexpr Element kOutput = Element::kBool;
+  static constexpr Element kOutputs[] = {Element::kBool};
   Constant<Widened<Store>> weight;
 
   Status* create(const Api& api, const KernelInfo* info) { return weight.create(api, info, 1, 2); }

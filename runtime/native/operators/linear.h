@@ -1,4 +1,4 @@
-// A frozen layer and its adapter as one operator, for any runtime: gated_linear, token_gated_linear and routed_linear.
+// A frozen layer and its adapter as one operator, for any runtime: token_gated_linear and routed_linear. See gated_linear.h.
 //
 // Axes and `Parallel` as in lora.h. Work is split over blocks of tokens and, where those are few, over columns too.
 #pragma once
@@ -158,49 +158,6 @@ auto run_layer_then(const Linear<Store>& call, const Update& update, Parallel&& 
 constexpr int64_t kFewTokens = 8;
 template <class Store>
 constexpr bool kReadTogether = sizeof(Store) == sizeof(Real<Store>);
-
-// gated_linear: W x + bias, plus the update in the directions that row b of `indices` (B, r) lists for example b.
-template <class Store, class Parallel>
-auto run_gated_linear(const Linear<Store>& call, const Real<Store>* a, const Real<Store>* b,
-                      const Tensor& indices, Real<Store> scale, Real<Store>* u, Parallel&& parallel) {
-  const int64_t tokens = call.x.count(1, call.x.axes - 1), slots = indices.sizes[1], examples = call.x.sizes[0];
-  auto with_directions = [&](int64_t example, const auto& task) {
-    Selection<Store> selection(a, b, call.layer.d_in, call.layer.d_out, scale);
-    task(selection.listed(indices.as<int64_t>() + example * slots, slots));
-  };
-  if (kReadTogether<Store> && tokens <= kFewTokens) {
-    auto update = [&](int64_t first, int64_t count) {
-      for (int64_t row = first, after; row < first + count; row = after) {
-        after = (row / tokens + 1) * tokens < first + count ? (row / tokens + 1) * tokens : first + count;
-        with_directions(row / tokens, [&](const auto& use) {
-          kernels().template of<Store>().add_update(answered(call, row, after - row), use);
-        });
-      }
-      activate_rows(call, first, count);
-    };
-    return run_layer_then(call, update, parallel);
-  }
-  const Cut cut(examples, tokens, call.layer.d_out);
-  auto project = [&](int64_t example, int64_t block, const Directions<Store>& use) {
-    const int64_t first = example * tokens + cut.first_token(block);
-    if (use.rank > 0)
-      kernels().template of<Store>().project(answered(call, first, cut.count(block)), use, u + first * slots);
-  };
-  if (cut.parts > 1) {
-    if (auto error = parallel(examples * cut.blocks, [&](int64_t task) {
-          with_directions(task / cut.blocks, [&](const auto& use) { project(task / cut.blocks, task % cut.blocks, use); });
-        }))
-      return error;
-  }
-  return parallel(examples * cut.blocks * cut.parts, [&](int64_t task) {
-    const int64_t block = task % cut.blocks, part = task / cut.blocks % cut.parts, example = task / cut.blocks / cut.parts;
-    with_directions(example, [&](const auto& use) {
-      if (cut.parts == 1) project(example, block, use);
-      const int64_t first = example * tokens + cut.first_token(block);
-      answer(call, cut.count(block), [first](int64_t i) { return first + i; }, u + first * slots, use, cut, part);
-    });
-  });
-}
 
 // token_gated_linear: the layer, then the update of the tokens whose update is large enough beside what it answers.
 template <class Store, class Parallel>

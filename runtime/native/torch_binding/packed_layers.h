@@ -1,7 +1,7 @@
 // A frozen layer and its adapter over packed weights: packed_gated_linear, packed_token_gated_linear and
 // packed_routed_linear. float32 and float64, the types of the arithmetic, so that nothing is prepared in a call.
 #pragma once
-#include "../operators/linear.h"
+#include "../operators/gated_linear.h"
 #include "arguments.h"
 
 namespace gatefx {
@@ -88,8 +88,9 @@ inline Array packed_gated_linear(const Array& x, const Array& panels, const Arra
     using Store = decltype(type);
     Scratch<Store> scratch;
     raise_if(scratch.reserve(layer.states, adapter.rank), layer.op);
-    run_gated_linear<Store>(layer.call<Store>(), adapter.a<Store>(), adapter.b<Store>(), view(listed),
-                            number<Store>(adapter.scale), scratch.u(), ParallelFor{});
+    const GatedSite<Store> site{layer.call<Store>(), adapter.a<Store>(), adapter.b<Store>(), view(listed),
+                                number<Store>(adapter.scale), scratch.u()};
+    run_gated_linears(&site, 1, ParallelFor{});
   });
   return layer.out;
 }

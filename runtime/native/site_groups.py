@@ -1,0 +1,72 @@
+"""Layers with adapters that read the same states, in the model that a session of ONNX Runtime is started on.
+
+    x ─▶ gatefx::GatedLinear(W, b, A, B, indices, scale) ─▶ q
+    x ─▶ gatefx::GatedLinear(…) ─▶ k                               queries, keys and values, for instance
+    x ─▶ gatefx::GatedLinear(…) ─▶ v
+        →   x ─▶ gatefx::GatedLinearTriple(W, b, A, B, indices, scale, …) ─▶ q, k, v      two: GatedLinearPair
+
+One pass over x: a task multiplies its tokens with all the weights while they are near. Every site computes what it did,
+bit for bit. The file keeps the single nodes, which are what its functions define.
+
+Declines layers of which one needs what another answers, and a fourth one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .masked_attention import DOMAIN
+
+if TYPE_CHECKING:
+    import onnx_ir
+
+SITE = "GatedLinear"
+GROUPS = {2: "GatedLinearPair", 3: "GatedLinearTriple"}
+"""The library's operators, by how many sites they take."""
+
+
+def group_sites(model: onnx_ir.Model) -> int:
+    """Join in place the sites that the library can run together; into how many groups."""
+    order = {node: place for place, node in enumerate(model.graph)}
+    by_states: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
+    for node in order:
+        if node.domain == DOMAIN and node.op_type == SITE and node.inputs[0] is not None:
+            by_states.setdefault(node.inputs[0], []).append(node)
+    groups = [sites[: max(GROUPS)] for sites in by_states.values()]
+    joined = [sites for sites in groups if len(sites) in GROUPS and _independent(sites, order)]
+    for sites in joined:
+        _join(model, sites)
+    if joined:
+        model.graph.sort()
+    return len(joined)
+
+
+def _independent(sites: list[onnx_ir.Node], order: dict[onnx_ir.Node, int]) -> bool:
+    """Whether none of them needs what another answers."""
+    first, wanted = order[sites[0]], set(sites)
+    seen: set[onnx_ir.Node] = set()
+    waiting = [value.producer() for site in sites for value in site.inputs if value is not None]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen or order.get(node, first) < first:
+            continue  # what stands before all of them needs none
+        if node in wanted:
+            return False
+        seen.add(node)
+        waiting.extend(value.producer() for value in node.inputs if value is not None)
+    return True
+
+
+def _join(model: onnx_ir.Model, sites: list[onnx_ir.Node]) -> None:
+    import onnx_ir
+
+    native = onnx_ir.Node(
+        DOMAIN,
+        GROUPS[len(sites)],
+        [sites[0].inputs[0], *(value for site in sites for value in site.inputs[1:])],
+        num_outputs=len(sites),
+        name=sites[0].name,
+        metadata_props=dict(sites[0].metadata_props),
+    )
+    answers = [site.outputs[0] for site in sites]
+    onnx_ir.convenience.replace_nodes_and_values(model.graph, sites[-1], sites, [native], answers, native.outputs)
