@@ -76,6 +76,10 @@ class Problem:
             indices[example, :ACTIVE] = source.permutation(RANK)[:ACTIVE]
         return cls(source.standard_normal((batch, tokens, width)).astype(np.float32), sites, indices)
 
+    def active(self) -> np.ndarray:
+        """One where an example uses a direction, else zero, (B, 1, r)."""
+        return (self.indices[..., None] == np.arange(RANK)).any(1).astype(np.float32)[:, None]
+
     def threshold(self) -> float:
         """The τ that half of the tokens of the first layer pass."""
         base = self.x @ self.sites[0].weight
@@ -84,7 +88,7 @@ class Problem:
 
 
 def onnx_run(problem: Problem, form: str, *, native: bool) -> Run:
-    """A session of six layers in `form`: "layer", "static", "gated", "all" (every direction) or "tokens"."""
+    """A session of six layers in `form`: "layer", "static", "joined", "gated", "all" (every direction) or "tokens"."""
     batch, _, width = problem.x.shape
     stored = {
         "scale": np.float32(1),
@@ -99,6 +103,8 @@ def onnx_run(problem: Problem, form: str, *, native: bool) -> Run:
     nodes.append(helper.make_node("ReduceMax", [x], ["top"], keepdims=0))
     used = {name for node in nodes for name in node.input}
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "T", width])]
+    if "active" in used:
+        inputs.append(helper.make_tensor_value_info("active", TensorProto.FLOAT, ["B", 1, RANK]))
     if "indices" in used:
         inputs.append(helper.make_tensor_value_info("indices", TensorProto.INT64, ["B", RANK]))
     graph = helper.make_graph(
@@ -120,7 +126,7 @@ def onnx_run(problem: Problem, form: str, *, native: bool) -> Run:
     if native:
         options.register_custom_ops_library(str(native_status("onnxruntime").library))
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    feed = {"x": problem.x, "indices": problem.indices}
+    feed = {"x": problem.x, "indices": problem.indices, "active": problem.active()}
     feed = {node.name: feed[node.name] for node in session.get_inputs()}
     return lambda: session.run(None, feed)
 
@@ -139,6 +145,13 @@ def _onnx_site(site: Site, number: int, form: str, x: str) -> tuple[list, dict[s
         nodes.append(helper.make_node("MatMul", [x, a], [u]))
         nodes.append(helper.make_node("MatMul", [u, b], [delta]))
         nodes.append(helper.make_node("Add", [base, delta], [y]))
+        return nodes, weights, y
+    if form == "joined":  # [x, u] [W0; Bᵀ], where u is zero for idle directions
+        weights |= {a: site.lora_a.T.copy(), w: np.concatenate([site.weight, site.lora_b.T])}
+        u, kept, both = f"u{number}", f"kept{number}", f"both{number}"
+        nodes = [helper.make_node("MatMul", [x, a], [u]), helper.make_node("Mul", [u, "active"], [kept])]
+        nodes.append(helper.make_node("Concat", [x, kept], [both], axis=-1))
+        nodes += [helper.make_node("MatMul", [both, w], [product]), helper.make_node("Add", [product, bias], [y])]
         return nodes, weights, y
     weights[w] = site.weight.T.copy()
     layer = [x, w, bias, a, b]
@@ -197,6 +210,8 @@ def candidates(build: Callable[..., Run], problem: Problem) -> Iterator[tuple[st
     if build is torch_run:
         yield "native 6/16 on top", build(problem, "on top", native=True)
     yield "portable 6/16", build(problem, "gated", native=False)
+    if build is onnx_run:
+        yield "joined 6/16", build(problem, "joined", native=False)
     yield "static r=16", build(problem, "static", native=False)
     yield "native 16/16", build(problem, "all", native=True)
     yield "native tokens 50 %, r=16", build(problem, "tokens", native=True)
