@@ -97,6 +97,7 @@ def test_a_body_brings_those_that_it_uses() -> None:
     assert set(bodies_needed([], 18)) == set()
 
 
+@pytest.mark.usefixtures("portable_operators")
 @pytest.mark.parametrize("name", ["x", "weight", "bias", "lora_a", "lora_b", "scale"])
 @pytest.mark.parametrize(("operator", "names"), [(gated_linear, RANKS), (token_gated_linear, TOKENS)])
 def test_what_does_not_fit_is_refused(operator: torch.library.CustomOpDef, names: tuple[str, ...], name: str) -> None:

@@ -55,6 +55,7 @@ def test_the_operators_keep_torch_s_rules() -> None:
         torch.library.opcheck(operator, arguments)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("portable_operators")
 def test_a_layer_that_is_packed_for_other_outputs_is_refused() -> None:
     for operator, arguments, _ in calls((5,), 17):
         for wrong in (16, 33):

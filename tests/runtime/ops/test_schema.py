@@ -94,6 +94,7 @@ def test_active_mask() -> None:
     assert active_mask(torch.tensor([[2, 0, -1], [-1, -1, -1]]), torch.float32).tolist() == [[1, 0, 1], [0, 0, 0]]
 
 
+@pytest.mark.usefixtures("portable_operators")
 @pytest.mark.parametrize(
     ("place", "replacement"),
     [

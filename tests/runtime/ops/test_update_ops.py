@@ -116,6 +116,7 @@ def test_gradients_are_those_of_the_dense_form() -> None:
     assert torch.autograd.gradcheck(lambda *t: routed_linear(*t, choice), given_tensors)
 
 
+@pytest.mark.usefixtures("portable_operators")
 @pytest.mark.parametrize(
     ("operator", "arguments", "position", "wrong"),
     [
