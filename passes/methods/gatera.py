@@ -53,27 +53,17 @@ from .gatera_deploy import (
     take_every_update,
 )
 from .gatera_schedule import ModulationSchedule
-from .method import Batches, DeployOptions, FitQuality, Method, lora_for
+from .method import Batches, DeployOptions, FitQuality, ShareMethod, lora_for
 
 if TYPE_CHECKING:
     from ..gated import GatedModel
 
 
-class TokenModulation(Method[GateRA]):
+class TokenModulation(ShareMethod[GateRA]):
     """Gates on whole updates of one model; its budget is the share of tokens×sites that take the update."""
 
     name = "gatera"
     unit = UNIT
-
-    @classmethod
-    def check_budget(cls, config: GateRA, budget: Budget | None) -> None:  # noqa: ARG003
-        """Refuse what is no share in (0, 1].
-
-        Raises:
-            BudgetError: no share.
-        """
-        if budget is not None:
-            resolve_share(budget, unit=UNIT)
 
     @classmethod
     def resolve_budget(cls, config: GateRA, budget: Budget | None, graph_module: fx.GraphModule) -> float | None:

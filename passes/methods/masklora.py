@@ -50,7 +50,7 @@ from .masklora_full import FullAnswer, TrainingForward, set_scores
 from .masklora_schedule import TokenSchedule
 from .masklora_search import choose_schedule
 from .masklora_trials import Trials
-from .method import Batches, DeployOptions, FitQuality, Method
+from .method import Batches, DeployOptions, FitQuality, ShareMethod
 
 if TYPE_CHECKING:
     from ..gated import GatedModel
@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 _DEFAULT_SHARE = 0.5
 
 
-class TokenPruning(Method[MaskLoRA]):
+class TokenPruning(ShareMethod[MaskLoRA]):
     """Gates on tokens of one model; its budget is the share of the tokens that the last cut keeps."""
 
     name = "masklora"
@@ -76,7 +76,7 @@ class TokenPruning(Method[MaskLoRA]):
         return {**self.__dict__, "_forward": TrainingForward(), "_answer": None, "_mask": None}
 
     @classmethod
-    def check_budget(cls, config: MaskLoRA, budget: Budget | None) -> None:  # noqa: ARG003
+    def check_budget(cls, config: MaskLoRA, budget: Budget | None) -> None:
         """Refuse what is no share in (0, 1].
 
         Raises:
@@ -96,8 +96,7 @@ class TokenPruning(Method[MaskLoRA]):
                 expected='a number in (0, 1] or a string such as "50%"',
                 remedy="pass for example budget=0.5",
             )
-        if budget is not None:
-            resolve_share(budget, unit=UNIT)
+        super().check_budget(config, budget)
 
     @classmethod
     def resolve_budget(cls, config: MaskLoRA, budget: Budget | None, graph_module: fx.GraphModule) -> float:

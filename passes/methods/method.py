@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, fx
 
-from ...config import AdapterConfig, Budget, Flops
+from ...config import AdapterConfig, Budget, Flops, resolve_share
 from ...errors import BudgetError
 from ..chain import Chain
 from ..contract import Pass
@@ -254,6 +254,20 @@ class Method(ABC, Generic[Config]):
         Called in the order in which methods act; a row whose form is "dropped" stays as it is.
         """
         return sites
+
+
+class ShareMethod(Method[Config]):
+    """A method whose budget is a share."""
+
+    @classmethod
+    def check_budget(cls, config: Config, budget: Budget | None) -> None:  # noqa: ARG003
+        """Refuse what is no share in (0, 1].
+
+        Raises:
+            BudgetError: no share.
+        """
+        if budget is not None:
+            resolve_share(budget, unit=cls.unit)
 
 
 def lora_for(config: AdapterConfig) -> AttachLora:

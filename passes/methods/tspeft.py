@@ -49,7 +49,7 @@ from ..harden.distill import LAST, distill, student_and_teacher
 from ..harden.static_threshold import SettleThresholds
 from ..harden.threshold_levels import collect_excess
 from ..sites import DeployedSite
-from .method import Batches, DeployOptions, FitQuality, Method
+from .method import Batches, DeployOptions, FitQuality, ShareMethod
 from .tspeft_deploy import (
     UNIT,
     ThresholdDecision,
@@ -66,21 +66,11 @@ if TYPE_CHECKING:
 _REACH = 2.0  # in the median ratio of a site: how far fitting can move its τ
 
 
-class TokenSelection(Method[TSPEFT]):
+class TokenSelection(ShareMethod[TSPEFT]):
     """Thresholds on whole updates of one model; its budget is the share of tokens×sites that take the update."""
 
     name = "tspeft"
     unit = UNIT
-
-    @classmethod
-    def check_budget(cls, config: TSPEFT, budget: Budget | None) -> None:  # noqa: ARG003
-        """Refuse what is no share in (0, 1].
-
-        Raises:
-            BudgetError: no share.
-        """
-        if budget is not None:
-            resolve_share(budget, unit=UNIT)
 
     @classmethod
     def resolve_budget(cls, config: TSPEFT, budget: Budget | None, graph_module: fx.GraphModule) -> float | None:  # noqa: ARG003
