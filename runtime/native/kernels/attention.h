@@ -138,7 +138,7 @@ GATEFX_INLINE void near_columns(Layer<Value> layer, const Value* const* x, Value
                                 int64_t panel) {
   constexpr int kTokens = kLayerTokens<Value>;
   const Depth<Value> whole = {0, layer.d_in, nullptr};
-  const Next<Value> next = {layer.panels, layer.d_in};
+  const Next<Value> next = {layer.panels, 0};
   int64_t t = 0;
   for (; t + kTokens <= rows; t += kTokens)
     layer_tile<kTokens, kPanels>(layer, x + t, out + t, x + t, Directions<Value>{}, panel, whole, next);

@@ -16,13 +16,17 @@
 #else
 #define GATEFX_UNROLL _Pragma("GCC unroll 16")
 #endif
-// Keeps a vector that several sums use from being read from memory once for each of them.
+// The letter by which assembly asks for a vector's register.
 #if defined(__AVX512F__)
-#define GATEFX_IN_REGISTER(value) asm("" : "+v"(value))
+#define GATEFX_REGISTER "v"
 #elif defined(__x86_64__)
-#define GATEFX_IN_REGISTER(value) asm("" : "+x"(value))
+#define GATEFX_REGISTER "x"
 #elif defined(__aarch64__)
-#define GATEFX_IN_REGISTER(value) asm("" : "+w"(value))
+#define GATEFX_REGISTER "w"
+#endif
+// Keeps a vector that several sums use from being read from memory once for each of them.
+#if defined(GATEFX_REGISTER)
+#define GATEFX_IN_REGISTER(value) asm("" : "+" GATEFX_REGISTER(value))
 #else
 #define GATEFX_IN_REGISTER(value) (void)0
 #endif

@@ -34,12 +34,17 @@ struct Depth {
   Real<Store>* waiting;  // (tokens, panels * kPanel)
 };
 
-// What a tile asks for while it multiplies: a line of the next panel in each `steps` states, from `line` on. All tiles
+// States that a tile multiplies between two looks at its counters. Where a core runs another thread too, half of its
+// instructions are that one's, and a step's own (20 for 12 products in AVX2) take longer than its products: there every
+// further instruction of a step shows.
+constexpr int64_t kStride = 16;
+
+// What a tile asks for while it multiplies: `lines` of the next panel in each stride, from `line` on. All tiles
 // together ask for these states of the whole panel, which may come from far: a model's weights fit in no cache.
 template <class Store>
 struct Next {
   const Real<Store>* line;
-  int64_t steps;
+  int64_t lines;
 };
 
 template <int kTokens, int kPanels, class Store>
@@ -74,14 +79,15 @@ GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* cons
     weight += kPanel;
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
       const Vector<Value> state = splat(row[t][i]);
-      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += state * step[v];
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) add_product(total[t][v], state, step[v]);
     }
   };
-  for (int64_t i = depth.first; i < depth.end; next.line += kPanel) {
-    __builtin_prefetch(next.line, 0, 2);
-    const int64_t pause = depth.end - i < next.steps ? depth.end : i + next.steps;
-    for (; i < pause; ++i) advance(i);
+  int64_t i = depth.first;
+  for (; i + kStride <= depth.end; i += kStride) {
+    for (int64_t n = 0; n < next.lines; ++n, next.line += kPanel) __builtin_prefetch(next.line, 0, 2);
+    GATEFX_UNROLL for (int64_t s = 0; s < kStride; ++s) advance(i + s);
   }
+  for (; i < depth.end; ++i) advance(i);
   if (depth.first > 0) {
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
       GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += load(depth.waiting + (t * kVectors + v) * kWidth);
@@ -102,7 +108,7 @@ GATEFX_INLINE void layer_tile(const Layer<Store>& layer, const Real<Store>* cons
     }
     GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
       const Vector<Value> share = splat(u[t][j]);
-      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) total[t][v] += share * step[v];
+      GATEFX_UNROLL for (int v = 0; v < kVectors; ++v) add_product(total[t][v], share, step[v]);
     }
   }
   const int64_t left = layer.d_out - column;
@@ -140,11 +146,10 @@ void layer_columns(const Layer<Store>& layer, const Block<Store>& block, const D
     const int64_t tiles = (end - begin + kTokens - 1) / kTokens;
     for (int64_t first = 0; first == 0 || first < layer.d_in; first += kLayerDepth) {
       const int64_t after = layer.d_in - first < kLayerDepth ? layer.d_in : first + kLayerDepth;
-      const int64_t lines = (after - first + tiles - 1) / tiles;
+      const int64_t lines = (kStride + tiles - 1) / tiles, tile_lines = (after - first) / kStride * lines;
       const Real<Store>* part = layer.panels + ((panel + kPanels) * layer.d_in + first) * kPanel;
-      const int64_t steps = lines > 0 ? (after - first + lines - 1) / lines : 1;
       auto depth = [&](int64_t t) { return Depth<Store>{first, after, waiting + (t - begin) * kRow}; };
-      auto next = [&](int64_t t) { return Next<Store>{part + (t - begin) / kTokens * lines * kPanel, steps}; };
+      auto next = [&](int64_t t) { return Next<Store>{part + (t - begin) / kTokens * tile_lines * kPanel, lines}; };
       int64_t t = begin;
       for (; t + kTokens <= end; t += kTokens)
         layer_tile<kTokens, kPanels>(layer, block.x + t, block.out + t, block.u + t, use, panel, depth(t), next(t));

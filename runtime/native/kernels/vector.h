@@ -29,6 +29,20 @@ GATEFX_INLINE Vector<Value> splat(Value value) {
   return value - Vector<Value>{};
 }
 
+// total += a * b. Where the set has one instruction for it, that one: compilers that choose between its forms by what
+// lives on spend registers, and moves between them, in loops that need them all.
+template <class Value>
+GATEFX_INLINE void add_product(Value& total, const Value& a, const Value& b) {
+#if defined(__FMA__)
+  if constexpr (sizeof(total[0]) == sizeof(float))
+    asm("vfmadd231ps %2, %1, %0" : "+" GATEFX_REGISTER(total) : GATEFX_REGISTER(a), GATEFX_REGISTER(b));
+  else
+    asm("vfmadd231pd %2, %1, %0" : "+" GATEFX_REGISTER(total) : GATEFX_REGISTER(a), GATEFX_REGISTER(b));
+#else
+  total += a * b;
+#endif
+}
+
 // mask lanes are all ones or zero
 GATEFX_INLINE Words choose(Words mask, Words yes, Words no) { return (mask & yes) | (~mask & no); }
 
