@@ -61,7 +61,7 @@ class Problem:
     indices: np.ndarray
 
     @classmethod
-    def random(cls, batch: int, tokens: int, width: int) -> Problem:
+    def random(cls, batch: int, tokens: int, width: int, rank: int = RANK) -> Problem:
         source = np.random.default_rng(0)
 
         def normal(*shape: int) -> np.ndarray:
@@ -69,16 +69,21 @@ class Problem:
             return (source.standard_normal(shape) / width**0.5).astype(np.float32)
 
         sites = tuple(
-            Site(normal(width, width), normal(width), normal(RANK, width), normal(width, RANK)) for _ in range(LAYERS)
+            Site(normal(width, width), normal(width), normal(rank, width), normal(width, rank)) for _ in range(LAYERS)
         )
-        indices = np.full((batch, RANK), -1)
+        active = max(ACTIVE * rank // RANK, 1)
+        indices = np.full((batch, rank), -1)
         for example in range(batch):
-            indices[example, :ACTIVE] = source.permutation(RANK)[:ACTIVE]
+            indices[example, :active] = source.permutation(rank)[:active]
         return cls(source.standard_normal((batch, tokens, width)).astype(np.float32), sites, indices)
+
+    @property
+    def rank(self) -> int:
+        return self.indices.shape[1]
 
     def active(self) -> np.ndarray:
         """One where an example uses a direction, else zero, (B, 1, r)."""
-        return (self.indices[..., None] == np.arange(RANK)).any(1).astype(np.float32)[:, None]
+        return (self.indices[..., None] == np.arange(self.rank)).any(1).astype(np.float32)[:, None]
 
     def threshold(self) -> float:
         """The τ that half of the tokens of the first layer pass."""
@@ -93,7 +98,7 @@ def onnx_run(problem: Problem, form: str, *, native: bool) -> Run:
     stored = {
         "scale": np.float32(1),
         "threshold": np.float32(problem.threshold()),
-        "every": np.tile(np.arange(RANK), (batch, 1)),
+        "every": np.tile(np.arange(problem.rank), (batch, 1)),
     }
     nodes, x = [], "x"
     for number, site in enumerate(problem.sites):
@@ -104,9 +109,9 @@ def onnx_run(problem: Problem, form: str, *, native: bool) -> Run:
     used = {name for node in nodes for name in node.input}
     inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["B", "T", width])]
     if "active" in used:
-        inputs.append(helper.make_tensor_value_info("active", TensorProto.FLOAT, ["B", 1, RANK]))
+        inputs.append(helper.make_tensor_value_info("active", TensorProto.FLOAT, ["B", 1, problem.rank]))
     if "indices" in used:
-        inputs.append(helper.make_tensor_value_info("indices", TensorProto.INT64, ["B", RANK]))
+        inputs.append(helper.make_tensor_value_info("indices", TensorProto.INT64, ["B", problem.rank]))
     graph = helper.make_graph(
         nodes,
         "chain",
@@ -170,7 +175,7 @@ def torch_run(problem: Problem, form: str, *, native: bool) -> Run:
     ]
     packed = [(panels_of(w), whole_row(bias), a, direction_rows(b), gram) for w, bias, a, b, gram in tensors]
     indices = torch.from_numpy(problem.indices)
-    every = torch.arange(RANK).expand(len(indices), RANK).contiguous()
+    every = torch.arange(problem.rank).expand(len(indices), problem.rank).contiguous()
     scale, threshold = torch.tensor(1.0), torch.tensor(problem.threshold())
     first = torch.from_numpy(problem.x)
     gated = torch.ops.gatefx.gated_lora.default if native else gathered_gated_lora
