@@ -7,6 +7,9 @@
 namespace gatefx {
 
 namespace baseline { extern const Table table; }
+#if defined(GATEFX_AVX512_TILES)
+namespace avx512_tiles { extern const Table table; }
+#endif
 #if defined(GATEFX_X86)
 namespace avx2 { extern const Table table; }
 namespace avx512 { extern const Table table; }
@@ -16,7 +19,7 @@ namespace neon { extern const Table table; }
 
 namespace {
 
-constexpr int kMost = 3;
+constexpr int kMost = 4;
 
 struct Available {
   const Table* tables[kMost];
@@ -40,6 +43,9 @@ struct Available {
     add(neon::table);  // part of every aarch64
 #endif
     add(baseline::table);
+#if defined(GATEFX_AVX512_TILES)
+    add(avx512_tiles::table);
+#endif
   }
 
   const Table* find(const char* name) const {

@@ -16,10 +16,10 @@
 #else
 #define GATEFX_UNROLL _Pragma("GCC unroll 16")
 #endif
-// The letter by which assembly asks for a vector's register.
+// The letter by which assembly asks for a vector's register, where a register holds one.
 #if defined(__AVX512F__)
 #define GATEFX_REGISTER "v"
-#elif defined(__x86_64__)
+#elif defined(__x86_64__) && (GATEFX_VECTOR_BYTES == 16 || (defined(__AVX__) && GATEFX_VECTOR_BYTES == 32))
 #define GATEFX_REGISTER "x"
 #elif defined(__aarch64__)
 #define GATEFX_REGISTER "w"

@@ -33,7 +33,7 @@ GATEFX_INLINE Vector<Value> splat(Value value) {
 // lives on spend registers, and moves between them, in loops that need them all.
 template <class Value>
 GATEFX_INLINE void add_product(Value& total, const Value& a, const Value& b) {
-#if defined(__FMA__)
+#if defined(__FMA__) && defined(GATEFX_REGISTER)
   if constexpr (sizeof(total[0]) == sizeof(float))
     asm("vfmadd231ps %2, %1, %0" : "+" GATEFX_REGISTER(total) : GATEFX_REGISTER(a), GATEFX_REGISTER(b));
   else
