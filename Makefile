@@ -38,7 +38,7 @@ slow: $(VENV)/.fresh
 
 # The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer, on random shapes.
 sanitize: $(VENV)/.fresh
-	$(BIN)/python -m pytest -W error -m slow tests/runtime/native/test_random_shapes.py
+	$(BIN)/python -m pytest -W error -m slow tests/runtime/native/test_random_shapes.py -k sanitizers
 
 lint: $(VENV)/.fresh
 	$(BIN)/ruff check .
