@@ -1,13 +1,15 @@
 """Traces that tests share: torch.export takes seconds for what most tests ask of the same few small models.
 
 A trace is made once a process for models of transformers and PEFT that are built alike, and given the weights of each
-one that asks. Capture holds every graph against its model before it answers, so a trace that does not fit is not used.
-Tests of capture itself trace anew.
+one that asks. Batches and lengths of texts are symbols of a trace, so examples whose sizes compare alike, with each
+other and with the numbers in the model's options (windows, buckets, heads), share one. Capture holds every graph
+against its model before it answers, so a trace that does not fit is not used. Tests of capture itself trace anew.
 """
 
 from __future__ import annotations
 
 import copy
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from itertools import chain
 from typing import Any
@@ -38,7 +40,9 @@ class SharedTraces:
     ) -> tuple[ExportedProgram, type | None]:
         if not all(type(module).__module__.startswith(_KNOWN_CODE) for module in model.modules()):
             return self.trace(model, example, arguments, training=training)
-        key = (_built(model), _shapes(example), _described(arguments), training, torch.get_default_dtype())
+        built = _built(model)
+        shapes = _shapes(example, sorted(set(_numbers(built[1]))))
+        key = (built, shapes, _described(arguments), training, torch.get_default_dtype())
         if key not in self._known:
             self._known[key] = self.trace(model, example, arguments, training=training)
             return self._known[key]
@@ -59,7 +63,7 @@ def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     return chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False))
 
 
-def _built(model: nn.Module) -> Hashable:
+def _built(model: nn.Module) -> tuple[Hashable, Hashable]:
     """What a trace may depend on, besides the numbers in its tensors."""
     order: dict[int, int] = {}
     tensors = tuple(
@@ -93,5 +97,22 @@ def _described(value: Any) -> Hashable:
     return type(value)
 
 
-def _shapes(example: Mapping[str, Tensor]) -> Hashable:
-    return tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in example.items())
+def _numbers(described: Hashable) -> Iterator[int]:
+    """The integers in a description."""
+    if isinstance(described, (tuple, frozenset)):
+        yield from chain.from_iterable(map(_numbers, described))
+    elif isinstance(described, int) and not isinstance(described, bool):
+        yield described
+
+
+def _shapes(example: Mapping[str, Tensor], numbers: list[int]) -> Hashable:
+    """Shapes of images and sounds as they are; of texts (B, T) what is equal, and where T stands in `numbers`."""
+    order: dict[int, int] = {}
+    shapes = []
+    for name, tensor in example.items():
+        alike = tuple(order.setdefault(size, len(order)) for size in tensor.shape)
+        text = tensor.dim() == 2 and not tensor.is_floating_point()  # (B, T)
+        length = tensor.shape[-1]
+        sizes = (bisect_left(numbers, length), bisect_right(numbers, length)) if text else tuple(tensor.shape)
+        shapes.append((name, alike, sizes, tensor.dtype))
+    return tuple(shapes)
