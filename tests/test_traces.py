@@ -86,7 +86,6 @@ def test_other_scales_too(trace: Mock) -> None:
         ("bert", 9, 9, 2),  # equal sizes are one symbol
         ("mistral", 3, 14, 1),
         ("mistral", 3, 20, 2),  # longer than its window
-        ("wav2vec2", 3, 10, 2),
     ],
 )
 def test_sizes_that_compare_alike_share_a_trace(trace: Mock, family: str, batch: int, tokens: int, traces: int) -> None:
