@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from . import methods
     from .deploy import optimize
     from .errors import GatefxError
-    from .exporting import export, load
+    from .exporting import export
     from .generating import generate
+    from .loading import load
     from .models.configs.ccm import CCM
     from .passes.methods.hf_trainer import GateCallback
     from .preparing import prepare
@@ -36,7 +37,7 @@ _HOMES = {
     "export": "exporting",
     "from_pretrained": "saving",
     "generate": "generating",
-    "load": "exporting",
+    "load": "loading",
     "optimize": "deploy",
     "prepare": "preparing",
 }

@@ -1,4 +1,4 @@
-"""export and load: a deployed model → one artifact folder → a session that runs it; or one file for torch alone."""
+"""export: a deployed model → one artifact folder that `gatefx.load` opens, or one file for torch alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import InputError, MethodError, ProviderError
+from .errors import InputError, MethodError
 from .exporting_adapters import OpenModel, open_model
-from .exporting_decoder import DECODER, OPTIMUM, OPTIMUM_DECODER, Generate, check_generate, write_decoder
-from .exporting_tensorrt import TENSORRT, EngineRequest, Through, check_engine_request, write_tensorrt
+from .exporting_decoder import OPTIMUM, Generate, check_generate, write_decoder
+from .exporting_tensorrt import EngineRequest, Through, check_engine_request, write_tensorrt
 from .passes.decision import RuntimeBudget
 from .passes.deployed import DeployedModel
 from .passes.graph.signature import example_for
@@ -21,27 +21,23 @@ from .passes.lower.aotinductor import save_aotinductor
 from .passes.lower.onnx import DEFAULT_OPSET, lower_to_onnx, save_onnx
 from .passes.lower.onnx_precision import Precision
 from .passes.lower.open_adapters import free_ranks, open_adapters
-from .runtime.artifact import Artifact, ArtifactWriter
+from .runtime.artifact import ArtifactWriter
 from .runtime.exported_model import write_exported_model_files
-from .runtime.sessions.decoder import OnnxDecoder
-from .runtime.sessions.onnxruntime import OnnxSession
-from .runtime.sessions.openvino import OPENVINO, open_in_openvino
-from .runtime.sessions.tensorrt import TensorRTSession
+from .runtime.manifest import MODEL, ONNXRUNTIME, TENSORRT
 
-_ONNXRUNTIME, _AOTINDUCTOR = "onnxruntime", "aotinductor"
+_AOTINDUCTOR = "aotinductor"
 _OPTIONS: Mapping[str, tuple[str, ...]] = {
-    _ONNXRUNTIME: ("tokenizer", "opset", "generate", "adapters"),
+    ONNXRUNTIME: ("tokenizer", "opset", "generate", "adapters"),
     TENSORRT: ("tokenizer", "opset", "precision", "sizes", "check", "through", "plugins"),
     _AOTINDUCTOR: (),
 }
 """Backend → the options that it takes."""
-_KIND = "model"
 
 
 def export(  # noqa: PLR0913  # the front door: each is a documented option
     model: DeployedModel,
     folder: str | Path,
-    backend: str = _ONNXRUNTIME,
+    backend: str = ONNXRUNTIME,
     *,
     tokenizer: Any = None,
     opset: int | None = None,
@@ -109,7 +105,7 @@ def export(  # noqa: PLR0913  # the front door: each is a documented option
     if backend == TENSORRT:
         check_engine_request(model, engine)
     opened = open_model(model, adapters, generate=generate is not False)
-    levels = _runtime_buffers(model) if backend == _ONNXRUNTIME and generate != OPTIMUM else {}
+    levels = _runtime_buffers(model) if backend == ONNXRUNTIME and generate != OPTIMUM else {}
     with ArtifactWriter(folder, overwrite=overwrite) as writer:
         description = _description(model, levels, backend=backend)
         if backend == TENSORRT:
@@ -206,69 +202,6 @@ def _check_request(model: object, tokenizer: Any) -> None:
         )
 
 
-def load(
-    folder: str | Path, *, provider: str | None = None, threads: int | None = None, native: bool | None = None
-) -> OnnxSession | TensorRTSession:
-    """Open an artifact folder: every hash is checked, and the session says which provider it really got.
-
-    A folder that was written with `generate=True` opens as a decoder for `gatefx.generate`. One that was written for
-    TensorRT opens where TensorRT, a GPU and the engine that its scripts build are.
-
-    Args:
-        folder: what `export` wrote.
-        provider: "cpu" (if not given), "cuda", "tensorrt" or ONNX Runtime's own name; or "openvino", for one model over
-            whole inputs. None and "tensorrt" alone open what was written for TensorRT.
-        threads: of the engine's pool; None leaves it to the engine.
-        native: run gatefx's operators by the native kernels; None: where they are built; True: or fail; False: never.
-
-    Raises:
-        ArtifactError: a missing, truncated or edited folder, or one whose engine is not built.
-        InputError: a folder that holds gates instead of a model.
-        MissingDependencyError: no TensorRT for a folder that was written for it.
-        ProviderError: the provider is not what the session would run on, or has no native kernels that were asked for.
-    """
-    artifact = Artifact.open(folder)
-    kind = artifact.manifest.get("kind")
-    if kind not in (_KIND, DECODER):
-        raise InputError(
-            "The folder holds no model that gatefx runs.",
-            given=f"{folder}, kind {kind!r}",
-            expected="a folder that gatefx.export wrote",
-            remedy="ORTModelForCausalLM.from_pretrained(folder) opens it; for gatefx export with generate=True"
-            if kind == OPTIMUM_DECODER
-            else "open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
-        )
-    if artifact.manifest.get("backend") == TENSORRT:
-        return _load_engine(artifact, provider, threads=threads, native=native)
-    if provider == OPENVINO:
-        return _load_in_openvino(artifact, threads=threads, native=native)
-    session = OnnxDecoder if kind == DECODER else OnnxSession
-    return session.open(artifact, provider=provider or "cpu", threads=threads, native=native)
-
-
-def _load_in_openvino(artifact: Artifact, *, threads: int | None, native: bool | None) -> OnnxSession:
-    if artifact.manifest["kind"] == DECODER:
-        raise ProviderError(
-            "Decoders with their cache run in ONNX Runtime only.",
-            given=f"provider={OPENVINO!r}",
-            expected="'cpu', 'cuda' or 'tensorrt'",
-        )
-    return open_in_openvino(artifact, threads=threads, native=native)
-
-
-def _load_engine(
-    artifact: Artifact, provider: str | None, *, threads: int | None, native: bool | None
-) -> TensorRTSession:
-    if provider not in (None, TENSORRT) or threads is not None or native:
-        raise ProviderError(
-            "The folder was written for TensorRT.",
-            given=f"provider={provider!r}, threads={threads!r}, native={native!r}",
-            expected="none of these options",
-            remedy='leave them out, or export with backend="onnxruntime"',
-        )
-    return TensorRTSession.open(artifact)
-
-
 def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:
     """By method, the buffers that may be replaced when the exported model is called."""
     runtimes = {name: model.decisions[name].runtime for name in model.changeable()}
@@ -277,7 +210,7 @@ def _runtime_buffers(model: DeployedModel) -> dict[str, RuntimeBudget]:
 
 def _description(model: DeployedModel, levels: Mapping[str, RuntimeBudget], *, backend: str) -> dict[str, Any]:
     description: dict[str, Any] = {
-        "kind": _KIND,
+        "kind": MODEL,
         "methods": {
             name: {"options": dataclasses.asdict(config), "budget": model.budgets[name]}
             for name, config in model.methods.items()

@@ -23,10 +23,9 @@ from .passes.lower.onnx import lower_to_onnx, save_onnx
 from .passes.lower.onnx_decoder import lower_decoder_graph, save_decoder
 from .passes.lower.onnx_names import rename_axes
 from .runtime.cache_names import DECODE_FILE, GROWING, PART_FILE, STATIC
+from .runtime.manifest import DECODER, OPTIMUM_DECODER
 
-DECODER = "decoder"
 OPTIMUM: Literal["optimum"] = "optimum"
-OPTIMUM_DECODER = "optimum decoder"
 PARTS: Literal["parts"] = "parts"
 Generate = bool | Literal["static", "parts", "optimum"]
 """Of `export`: neither, gatefx's own two graphs with a cache that grows or one of fixed size, a third that reads

@@ -33,7 +33,6 @@ from .runtime.tensorrt.plugin_files import write_plugins
 from .runtime.tensorrt.torch_tensorrt import checked_dry_run
 from .runtime.tensorrt.verify import trial_build
 
-TENSORRT = "tensorrt"
 Through = Literal["onnx", "torch_tensorrt"]
 _ONNX, _TORCH_TENSORRT = "onnx", "torch_tensorrt"
 

@@ -22,6 +22,12 @@ SEAL = "manifest_sha256"
 DESCRIBED = ("methods", "budget", "inputs", "outputs", "axes")
 """What the exporter must state. Further fields (`sites`, `report`, `runtime_budgets`, …) are free."""
 
+MODEL, DECODER, OPTIMUM_DECODER = "model", "decoder", "optimum decoder"
+"""The field `kind` of what `gatefx.export` writes."""
+
+ONNXRUNTIME, TENSORRT = "onnxruntime", "tensorrt"
+"""The field `backend` of it."""
+
 BUILT_LATER = "built_later"
 """A free field: names of files that may appear in the folder after it was written."""
 

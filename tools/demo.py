@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..deploy import optimize
-from ..exporting import export, load
+from ..exporting import export
+from ..loading import load
 from ..models.hf import quiet, transformers_for
 from ..passes.deployed import DeployedModel
 from ..passes.gated import GatedModel

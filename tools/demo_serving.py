@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from ..exporting import load
+from ..loading import load
 from ..runtime.profile import Timing, compare, ratios
 
 MERGED, LORA, CCM = "merged", "lora", "ccm"

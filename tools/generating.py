@@ -136,7 +136,7 @@ def _exported(request: GenerateRequest, artifact: Artifact) -> Callable[[], Toke
             given=f"{artifact.path} with --data or --base",
             remedy="leave them out; they belong to saved gates",
         )
-    from ..exporting import load
+    from ..loading import load
     from .artifact_tokens import artifact_tokenizer
 
     return lambda: (load(artifact.path, threads=request.threads), artifact_tokenizer(artifact))  # type: ignore[return-value]  # its kind says so

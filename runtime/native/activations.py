@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .masked_attention import DOMAIN
+from .native_nodes import DOMAIN, replace_by_native
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -27,7 +27,8 @@ def activate_natively(model: onnx_ir.Model) -> int:
     """Replace in place every GELU that a native layer can apply; how many."""
     found = [(layer, node) for node in model.graph if (layer := _layer_before(node)) is not None]
     for layer, gelu in found:
-        _replace(model, layer, gelu)
+        operator, attributes = layer.op_type + SUFFIX, layer.attributes.values()
+        replace_by_native(model, [layer, gelu], operator, layer.inputs, answers=gelu.outputs, attributes=attributes)
     return len(found)
 
 
@@ -45,20 +46,3 @@ def _layer_before(gelu: onnx_ir.Node) -> onnx_ir.Node | None:
 def _by_tanh(gelu: onnx_ir.Node) -> bool:
     said = gelu.attributes.get("approximate")
     return said is not None and said.as_string() != "none"
-
-
-def _replace(model: onnx_ir.Model, layer: onnx_ir.Node, gelu: onnx_ir.Node) -> None:
-    import onnx_ir
-
-    native = onnx_ir.Node(
-        DOMAIN,
-        layer.op_type + SUFFIX,
-        layer.inputs,
-        layer.attributes.values(),
-        num_outputs=1,
-        name=layer.name,
-        metadata_props=dict(layer.metadata_props),
-    )
-    onnx_ir.convenience.replace_nodes_and_values(
-        model.graph, gelu, [gelu, layer], [native], gelu.outputs, native.outputs
-    )

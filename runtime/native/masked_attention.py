@@ -17,10 +17,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .native_nodes import replace_by_native
+
 if TYPE_CHECKING:
     import onnx_ir
 
-DOMAIN, MASKED_ATTENTION = "gatefx", "MaskedAttention"
+MASKED_ATTENTION = "MaskedAttention"
 
 _INPUTS, _ROWS_RANK, _WIDEST = 4, 3, 256
 """Inputs, axes of a query, and features of a head, which the library keeps near."""
@@ -43,17 +45,14 @@ def _replaced(model: onnx_ir.Model, node: onnx_ir.Node) -> bool:
     said = node.attributes.get("scale")
     scale = float(widths[0] ** -0.5) if said is None else float(said.as_float())
     heads = [node.attributes[key] for key in ("q_num_heads", "kv_num_heads")]
-    native = onnx_ir.Node(
-        DOMAIN,
+    replace_by_native(
+        model,
+        [node],
         MASKED_ATTENTION,
         node.inputs[:_INPUTS],
-        [*heads, onnx_ir.AttrFloat32("scale", scale)],
-        num_outputs=1,
-        name=node.name,
-        metadata_props=dict(node.metadata_props),
+        answers=node.outputs,
+        attributes=[*heads, onnx_ir.AttrFloat32("scale", scale)],
     )
-    onnx_ir.convenience.replace_nodes_and_values(model.graph, node, [node], [native], node.outputs, native.outputs)
-    model.graph.opset_imports.setdefault(DOMAIN, 1)
     return True
 
 

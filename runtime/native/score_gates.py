@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from .masked_attention import DOMAIN
+from .native_nodes import replace_by_native
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -42,23 +42,9 @@ def gate_natively(model: onnx_ir.Model) -> int:
 
 
 def _replace(model: onnx_ir.Model, gate: _Gate) -> None:
-    import onnx_ir
-
-    compare = gate.nodes[0]
-    native = onnx_ir.Node(
-        DOMAIN,
-        SCORE_GATE,
-        gate.inputs,
-        num_outputs=1,
-        name=compare.name,
-        metadata_props=dict(compare.metadata_props),
-    )
     # Several gates may share the node that turns a weight: it goes with the last of them.
     turned = [gate.turn] if gate.turn is not None and len(gate.turn.outputs[0].uses()) == 1 else []
-    onnx_ir.convenience.replace_nodes_and_values(
-        model.graph, compare, [*gate.nodes, *turned], [native], compare.outputs, native.outputs
-    )
-    model.graph.opset_imports.setdefault(DOMAIN, 1)
+    replace_by_native(model, [*gate.nodes, *turned], SCORE_GATE, gate.inputs, answers=gate.nodes[0].outputs)
 
 
 def _found(compare: onnx_ir.Node) -> _Gate | None:

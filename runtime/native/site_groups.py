@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .masked_attention import DOMAIN
+from .native_nodes import DOMAIN, replace_by_native
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -37,7 +37,7 @@ def group_sites(model: onnx_ir.Model) -> int:
     for sites in joined:
         _join(model, sites)
     if joined:
-        model.graph.sort()
+        model.graph.sort()  # a group stands where its first site did, what the others need may be made later
     return len(joined)
 
 
@@ -58,15 +58,5 @@ def _independent(sites: list[onnx_ir.Node], order: dict[onnx_ir.Node, int]) -> b
 
 
 def _join(model: onnx_ir.Model, sites: list[onnx_ir.Node]) -> None:
-    import onnx_ir
-
-    native = onnx_ir.Node(
-        DOMAIN,
-        GROUPS[len(sites)],
-        [sites[0].inputs[0], *(value for site in sites for value in site.inputs[1:])],
-        num_outputs=len(sites),
-        name=sites[0].name,
-        metadata_props=dict(sites[0].metadata_props),
-    )
-    answers = [site.outputs[0] for site in sites]
-    onnx_ir.convenience.replace_nodes_and_values(model.graph, sites[-1], sites, [native], answers, native.outputs)
+    inputs = [sites[0].inputs[0], *(value for site in sites for value in site.inputs[1:])]
+    replace_by_native(model, sites, GROUPS[len(sites)], inputs, answers=[site.outputs[0] for site in sites])

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import ArtifactError, InputError
 from ..artifact import Artifact
+from ..manifest import MODEL, ONNXRUNTIME
 from ..sessions.budget import BudgetTable, by_method
 from ..sessions.inputs import feed
 from ..sessions.onnxruntime import OnnxSession
@@ -25,7 +26,7 @@ _CONFIG = "config.json"
 _IDS = "input_ids"
 _PROBE_LENGTH = 8
 _POSITIONS = ("max_position_embeddings", "n_positions")
-_SERVED = ("model", "onnxruntime")
+_SERVED = (MODEL, ONNXRUNTIME)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 
-from gatefx.runtime.native.masked_attention import DOMAIN, MASKED_ATTENTION
+from gatefx.runtime.native.masked_attention import MASKED_ATTENTION
+from gatefx.runtime.native.native_nodes import DOMAIN
 
 from .attention_cases import BOUNDS, SHAPES, AttentionCase
 from .runs import all_equal_from_four_callers, opened, run
