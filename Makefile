@@ -50,7 +50,7 @@ types: $(VENV)/.fresh
 	cd .typecheck && "$(abspath $(BIN))/mypy" --python-executable "$(abspath $(BIN))/python" --config-file ../pyproject.toml $(TYPED)
 
 TYPED := -p gatefx.passes -p gatefx.models -p gatefx.runtime -p gatefx.tools \
-	-m gatefx $(foreach module,config deploy errors exporting generating loading methods preparing progress saving,-m gatefx.$(module))
+	-m gatefx $(foreach module,config deploy errors exporting fitting generating loading methods preparing progress saving,-m gatefx.$(module))
 
 # Kernels interpreted, and samples compiled and built for GPUs; no GPU is needed. In a venv of its own, for its packages
 # are large. `gpu-matrix` is the whole of it, half an hour or more: every kernel for every GPU, and the graphs of every

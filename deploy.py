@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from .config import AdapterConfig, Budgets
 from .errors import InputError, MethodError, SiteError, UntrainedGateError
+from .fitting import fit_untrained, spend_flops
 from .models.configs.catalogue import Methods, kind_of, resolve_method, resolve_methods
 from .models.task_loss import LABEL_NAMES
 from .passes.cost import Workload
 from .passes.deployed import DeployedModel
 from .passes.deploying import deploy
 from .passes.gated import GatedModel
-from .passes.methods.budgets import budgets_by_method, flops_by_method, with_one_adapter, without_flops
+from .passes.methods.budgets import budgets_by_method, with_one_adapter, without_flops
 from .passes.methods.method import DeployOptions, Method
 from .preparing import build_gated, check_model
 from .runtime.native.torch_kernels import use_torch_kernels
@@ -156,24 +157,34 @@ def _gated(
         return gated
     configs = with_one_adapter(resolve_methods("ccm" if method is None else method), None)
     check_model(model)
-    if batches is None and not any("lora_" in name or "hira_" in name for name, _ in model.named_parameters()):
+    batches = _to_fit_on(model, batches)
+    gated = build_gated(model, configs, budget, example_inputs=batches[0], attach=False)
+    if gates is not None:
+        load_gates(gated, gates)
+    return gated
+
+
+def _to_fit_on(model: nn.Module, batches: Sequence[Mapping[str, Tensor]] | None) -> Sequence[Mapping[str, Tensor]]:
+    """The batches to fit the gates of a model without gates on.
+
+    Raises:
+        SiteError: there is nothing to gate; UntrainedGateError: there are no batches.
+    """
+    if batches is not None:
+        return batches
+    if not any("lora_" in name or "hira_" in name for name, _ in model.named_parameters()):
         raise SiteError(
             "The model has no adapter to optimize.",
             given=f"{type(model).__name__} without LoRA or HiRA",
             expected="a model that gatefx.prepare returned and you trained, or a PEFT model",
             remedy='call gatefx.prepare(model, method="ccm", budget=6, rank=16, example_inputs=batch), then train',
         )
-    if batches is None:
-        raise UntrainedGateError(
-            "The model's gates were never trained, and there is no data to fit them on.",
-            given=f"{type(model).__name__} without gates, data=None",
-            expected="unlabelled batches of real inputs",
-            remedy="pass data=[batch, …], or train with gatefx.prepare first",
-        )
-    gated = build_gated(model, configs, budget, example_inputs=batches[0], attach=False)
-    if gates is not None:
-        load_gates(gated, gates)
-    return gated
+    raise UntrainedGateError(
+        "The model's gates were never trained, and there is no data to fit them on.",
+        given=f"{type(model).__name__} without gates, data=None",
+        expected="unlabelled batches of real inputs",
+        remedy="pass data=[batch, …], or train with gatefx.prepare first",
+    )
 
 
 def _deploying(model: GatedModel, method: Methods | None, budget: Budgets | None) -> dict[str, Method[Any]]:
@@ -231,59 +242,6 @@ def _detached(model: GatedModel) -> GatedModel:
         id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters() if not p.requires_grad
     }
     return copy.deepcopy(model, shared)
-
-
-def spend_flops(
-    gated: GatedModel,
-    budget: Budgets | None,
-    batches: Sequence[Mapping[str, Tensor]] | None,
-    *,
-    progress: bool | None = None,
-) -> None:
-    """Spend the budgets that are in FLOPs, in place: cuts are chosen and gated anew; see `Method.spend`.
-
-    Raises:
-        BudgetError: a method that spends none, no data, or FLOPs that nothing costs.
-    """
-    for name, flops in flops_by_method([method.config for method in gated.methods.values()], budget).items():
-        gated.methods[name].spend(gated, flops, batches, show=progress)
-
-
-def fit_untrained(
-    gated: GatedModel,
-    batches: Sequence[Mapping[str, Tensor]] | None,
-    *,
-    steps: int,
-    progress: bool | None = None,
-) -> None:
-    """Fit the gates that were never trained, method after method; those that keep everything need none.
-
-    How well that went stands in the report: a note for people, `facts["fitted"][method]` for programs.
-
-    Raises:
-        UntrainedGateError: there is no data to fit them on.
-    """
-    for name, method in gated.methods.items():
-        graph = gated.graph_module
-        if method.budget == method.limit(graph) or method.is_trained(graph):
-            continue
-        if batches is None:
-            raise UntrainedGateError(
-                "The model's gates were never trained, and there is no data to fit them on.",
-                given=f"gates of {name} with 0 updates, data=None",
-                expected="a trained model, or unlabelled batches",
-                remedy="call schedule.step() after each optimiser step while training, or pass data=[batch, …]",
-            )
-        quality = method.fit(gated, batches, steps=steps, show=progress)
-        gated.report = gated.report.extended(
-            notes=(str(quality),), facts={"fitted": {**_fitted(gated), name: quality.to_json(method.budget)}}
-        )
-
-
-def _fitted(gated: GatedModel) -> Mapping[str, object]:
-    """What the report says of gates fitted so far, by method."""
-    found = gated.report.facts.get("fitted", {})
-    return found if isinstance(found, Mapping) else {}
 
 
 def _workload(workload: tuple[int, int] | None, batches: Sequence[Mapping[str, Tensor]] | None) -> Workload:

@@ -241,7 +241,7 @@ def _open(request: CompileRequest) -> tuple[_Opened, Stages]:
 
 def _gated(request: CompileRequest, opened: _Opened) -> GatedModel:
     """The model with trained gates: loaded, or fitted on the data."""
-    from ..deploy import fit_untrained, spend_flops
+    from ..fitting import fit_untrained, spend_flops
     from ..passes.methods.budgets import without_flops
     from ..preparing import build_gated
     from .model_loading import load_gated, load_peft
