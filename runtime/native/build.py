@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import GatefxError, MissingDependencyError
-from .places import FILES, SOURCES, library_folder
+from .places import FILES, SOURCES, build_folder
 
 _LAST_LINES = 20
 
@@ -46,7 +46,7 @@ def build_native(folder: Path | None = None, options: BuildOptions | None = None
         MissingDependencyError: no cmake, or no C++ compiler.
         NativeBuildError: the compiler's last words.
     """
-    target = (folder or library_folder()).absolute()
+    target = (folder or build_folder()).absolute()
     cmake = _program("cmake")
     if cmake is None:
         raise MissingDependencyError(

@@ -1,7 +1,7 @@
 """Where the native libraries lie: a folder of the user's cache, named after the sources that they are built from.
 
     $GATEFX_NATIVE, else $GATEFX_CACHE/native/<digest>, else $XDG_CACHE_HOME/gatefx/native/<digest>,
-    else ~/.cache/gatefx/native/<digest>
+    else ~/.cache/gatefx/native/<digest>; where that folder is not there, the package's own, if it came with one
 
 A library of other sources is in another folder, so it is never loaded by mistake.
 """
@@ -18,6 +18,8 @@ from types import MappingProxyType
 from typing import Literal
 
 SOURCES = Path(__file__).parent
+PACKAGED = SOURCES / "libraries"
+"""The libraries that a wheel with kernels brings."""
 SWITCH = "GATEFX_NATIVE"
 """Environment variable: a folder with the libraries, or "0" to use none."""
 
@@ -34,7 +36,13 @@ def switched_off() -> bool:
 
 
 def library_folder() -> Path:
-    """Where the libraries of these sources belong; the folder may not exist yet."""
+    """Where the libraries of these sources are looked for; the folder may not exist yet."""
+    built, own = build_folder(), os.environ.get(SWITCH)
+    return PACKAGED if own in (None, "", "0") and not built.is_dir() and PACKAGED.is_dir() else built
+
+
+def build_folder() -> Path:
+    """Where the libraries of these sources are built to; the folder may not exist yet."""
     if (own := os.environ.get(SWITCH)) and own != "0":
         return Path(own).expanduser().absolute()
     if cached := os.environ.get("GATEFX_CACHE"):
