@@ -39,6 +39,8 @@ def load(
         MissingDependencyError: no TensorRT for a folder that was written for it.
         ProviderError: the provider is not what the session would run on, or has no native kernels that were asked for.
     """
+    if native not in (None, True, False):
+        raise InputError("native is a switch.", given=f"native={native!r}", expected="None, True or False")
     artifact = Artifact.open(folder)
     kind = artifact.manifest.get("kind")
     if kind not in (MODEL, DECODER):
@@ -54,7 +56,9 @@ def load(
         return _load_engine(artifact, provider, threads=threads, native=native)
     if provider == OPENVINO:
         return _load_in_openvino(artifact, threads=threads, native=native)
-    return _session_class(kind).open(artifact, provider=provider or "cpu", threads=threads, native=native)
+    return _session_class(kind).open(
+        artifact, provider="cpu" if provider is None else provider, threads=threads, native=native
+    )
 
 
 def _session_class(kind: str) -> type[OnnxSession]:

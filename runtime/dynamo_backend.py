@@ -25,11 +25,13 @@ def gatefx(
     example_inputs: Sequence[Tensor | int],
     *,
     options: Mapping[str, object] | None = None,
+    mode: str | None = None,
 ) -> Callable[..., Any]:
     """The graph as compiled code.
 
     Args:
         graph_module: what Dynamo traced; example_inputs: of its placeholders, sizes among them.
+        mode: of `torch.compile`, whose modes are Inductor's: none is taken.
         options: of `torch.compile`: `lower`, "inductor" (if not given) or "onnxruntime"; for Inductor `passes`, gatefx
             passes for its graph (`passes/lower/inductor.py`); for ONNX Runtime its `provider`, "cpu" if not given.
 
@@ -37,6 +39,13 @@ def gatefx(
         GatefxError: an unknown option, or one that the lowering does not take; Dynamo wraps it in its
             `BackendCompilerFailed`. What ONNX Runtime refuses is raised by the first call.
     """
+    if mode is not None:
+        raise GatefxError(
+            "The backend 'gatefx' takes no mode.",
+            given=f"mode={mode!r}",
+            expected="options that torch.compile gives to Inductor by its config",
+            remedy="torch._inductor.config.patch(…) around the first call",
+        )
     given = dict(options or {})
     lower = _lowering(given)
     if lower == ONNXRUNTIME:

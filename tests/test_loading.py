@@ -61,6 +61,13 @@ def test_an_engine_s_folder_takes_no_option_of_onnx_runtime(options: dict[str, o
         gatefx.load(folder_of("model", "tensorrt", tmp_path / "out"), **options)
 
 
+def test_what_is_no_provider_and_no_switch_is_refused(exported: Path) -> None:
+    with pytest.raises(ProviderError):
+        gatefx.load(exported, provider="")
+    with pytest.raises(InputError, match="native is a switch"):
+        gatefx.load(exported, native="yes")  # type: ignore[arg-type]
+
+
 def test_a_decoder_is_not_opened_in_openvino(tmp_path: Path) -> None:
     with pytest.raises(ProviderError, match="ONNX Runtime only"):
         gatefx.load(folder_of("decoder", "onnxruntime", tmp_path / "out"), provider="openvino")

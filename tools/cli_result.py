@@ -24,3 +24,5 @@ def print_result(deployed: DeployedModel, request: CompileRequest, *, as_json: b
         return
     show_report(result, output())
     output().print(f"written: {request.out}", markup=False, soft_wrap=True)
+    if "remains" in result:
+        output().print(f"remains: {result['remains']}", markup=False, soft_wrap=True)

@@ -13,6 +13,7 @@ from ..errors import BudgetError, InputError, UntrainedGateError
 from ..models.configs.catalogue import resolve_methods
 from ..models.configs.ccm import CCM
 from ..models.configs.gatera import GateRA
+from ..runtime.artifact import Artifact
 from .console import Stages, messages
 from .model_folder import ModelFolder, check_target, open_model_folder
 from .texts import read_texts
@@ -74,8 +75,10 @@ def parse_sizes(texts: Sequence[str] | None) -> dict[str, tuple[int, ...]] | Non
     for text in texts or ():
         axis, _, numbers = text.partition("=")
         parts = numbers.split(":")
-        if not axis or not all(part.strip().isdecimal() for part in parts):
-            raise InputError("These are no sizes of an axis.", given=text, expected="for example batch=1:8:32")
+        if not axis or axis in found or not all(part.strip().isdecimal() for part in parts):
+            raise InputError(
+                "These are no sizes of an axis.", given=text, expected="for example batch=1:8:32, every axis once"
+            )
         found[axis] = tuple(map(int, parts))
     return found or None
 
@@ -295,6 +298,8 @@ def result_of(deployed: DeployedModel, request: CompileRequest) -> dict[str, Any
         "sites": [site.to_json() for site in deployed.sites],
         "report": deployed.report.to_json(),
     }
+    if remains := Artifact.open(request.out, verify=False).manifest.get("remains"):
+        result["remains"] = remains
     if deployed.calibration is not None:
         result["ranks"] = asdict(deployed.calibration.ranks)
     return result

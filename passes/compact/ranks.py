@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from ...models.gates import RankMask
-from ...runtime.ops import schema  # noqa: F401  # defines torch.ops.gatefx.gated_lora
+from ...runtime.ops.schema import MOST_RANK
 from ..contract import Pass
 from ..find.adapters import AdapterSite, find_sites
 from ..find.gates import gate_source
@@ -52,6 +52,9 @@ class CompactRanks(Pass):
             source, index = gate_source(site) if site.gate is not None else (None, 0)
             if source is None or not _is_mask(source, graph_module):
                 declined.append(Declined(site.name, "its gate is not the mask of a hardened rank router"))
+                continue
+            if site.rank > MOST_RANK:
+                declined.append(Declined(site.name, f"kernels take ranks up to {MOST_RANK}"))
                 continue
             if site.factors:
                 declined.append(Declined(site.name, "its update is gated as a whole too"))

@@ -22,6 +22,7 @@ from torch import fx
 
 from ...models.update_threshold import HardUpdateThreshold
 from ...runtime.ops import update_ops  # noqa: F401  # defines torch.ops.gatefx.token_gated_lora
+from ...runtime.ops.schema import MOST_RANK
 from ..contract import Pass
 from ..find.adapters import AdapterSite
 from ..find.thresholds import ThresholdedSite, find_thresholded
@@ -105,6 +106,8 @@ def _obstacle(item: ThresholdedSite) -> str | None:
         return "its threshold is in training"
     if not isinstance(site, AdapterSite):
         return "its update is no product B A, so its size is known only once it is computed"
+    if site.rank > MOST_RANK:
+        return f"kernels take ranks up to {MOST_RANK}"
     if site.gate is not None:
         return "its ranks are gated per example too"
     if len(site.factors) > 1:

@@ -95,9 +95,9 @@ def save_onnx(model: onnx_ir.Model, folder: Path) -> None:
 
 
 def _check_request(module: nn.Module, example: Mapping[str, Tensor], opset: int) -> None:
-    if not OPSETS[0] <= opset <= OPSETS[1]:
+    if not isinstance(opset, int) or not OPSETS[0] <= opset <= OPSETS[1]:
         raise GatefxError(
-            "This opset of ONNX is not supported.", given=str(opset), expected=f"{OPSETS[0]} to {OPSETS[1]}"
+            "This opset of ONNX is not supported.", given=repr(opset), expected=f"{OPSETS[0]} to {OPSETS[1]}"
         )
     training = [name or "(root)" for name, part in module.named_modules() if part.training]
     if training:

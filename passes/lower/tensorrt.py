@@ -58,11 +58,11 @@ def lower_to_tensorrt(
             one that has no place for any.
         InputError: another opset.
     """
-    if not TENSORRT_OPSETS[0] <= opset <= TENSORRT_OPSETS[1]:
+    if not isinstance(opset, int) or not TENSORRT_OPSETS[0] <= opset <= TENSORRT_OPSETS[1]:
         raise InputError(
             "TensorRT is given standard ONNX of some versions only: from 23 on attention is one node, which needs a "
             "fused kernel for its very shape.",
-            given=f"opset={opset}",
+            given=f"opset={opset!r}",
             expected=f"{TENSORRT_OPSETS[0]} to {TENSORRT_OPSETS[1]}",
         )
     from onnx_ir.passes import common

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,6 +13,8 @@ ABI_VERSION = 4
 """Of the entry points that Python calls, as `CMakeLists.txt` states it for the C++ side."""
 
 BUILD = "gatefx build-native"
+ISA = "GATEFX_ISA"
+"""Environment variable: the instruction set to use, instead of the widest."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,10 @@ def native_status(runtime: Runtime) -> NativeStatus:
     if library.abi_version != ABI_VERSION:
         found = f"its interface has version {library.abi_version}, this gatefx needs {ABI_VERSION}; run `{BUILD}`"
         return NativeStatus(False, found, path)
+    asked = os.environ.get(ISA)
+    if asked and asked not in library.isas:
+        found = f"{ISA}={asked}: this machine and build have {', '.join(library.isas)}"
+        return NativeStatus(False, found, path, isas=library.isas)
     return NativeStatus(True, "", path, library.isa, library.isas)
 
 

@@ -27,18 +27,22 @@ GROUPS = {2: "GatedLinearPair", 3: "GatedLinearTriple"}
 
 def group_sites(model: onnx_ir.Model) -> int:
     """Join in place the sites that the library can run together; into how many groups."""
-    order = {node: place for place, node in enumerate(model.graph)}
     by_states: dict[onnx_ir.Value, list[onnx_ir.Node]] = {}
-    for node in order:
+    for node in model.graph:
         if node.domain == DOMAIN and node.op_type == SITE and node.inputs[0] is not None:
             by_states.setdefault(node.inputs[0], []).append(node)
     groups = [sites[: max(GROUPS)] for sites in by_states.values()]
-    joined = [sites for sites in groups if len(sites) in GROUPS and _independent(sites, order)]
-    for sites in joined:
-        _join(model, sites)
-    if joined:
-        model.graph.sort()  # a group stands where its first site did, what the others need may be made later
-    return len(joined)
+    return sum(_joined(model, sites) for sites in groups if len(sites) in GROUPS)
+
+
+def _joined(model: onnx_ir.Model, sites: list[onnx_ir.Node]) -> bool:
+    # Seen anew for each group: one that was joined may tie the sites of the next one together.
+    if not _independent(sites, {node: place for place, node in enumerate(model.graph)}):
+        return False
+    inputs = [sites[0].inputs[0], *(value for site in sites for value in site.inputs[1:])]
+    replace_by_native(model, sites, GROUPS[len(sites)], inputs, answers=[site.outputs[0] for site in sites])
+    model.graph.sort()  # the group stands where its first site did, and what the others need may be made later
+    return True
 
 
 def _independent(sites: list[onnx_ir.Node], order: dict[onnx_ir.Node, int]) -> bool:
@@ -55,8 +59,3 @@ def _independent(sites: list[onnx_ir.Node], order: dict[onnx_ir.Node, int]) -> b
         seen.add(node)
         waiting.extend(value.producer() for value in node.inputs if value is not None)
     return True
-
-
-def _join(model: onnx_ir.Model, sites: list[onnx_ir.Node]) -> None:
-    inputs = [sites[0].inputs[0], *(value for site in sites for value in site.inputs[1:])]
-    replace_by_native(model, sites, GROUPS[len(sites)], inputs, answers=[site.outputs[0] for site in sites])

@@ -6,9 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+_SINGLE = 4
+"""Bytes of a float32."""
+
 
 def tokens_taking(base: Tensor, down: Tensor, gram: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
     """(B, *) bool: which tokens take the update, from u = `down` (B, *, r) alone: |s|·√(uᵀ G u) ≥ τ·‖base‖₂."""
+    if base.element_size() < _SINGLE:  # squares of a float16 are soon infinite
+        base, down, gram, threshold, scale = (tensor.float() for tensor in (base, down, gram, threshold, scale))
     # Rounding may leave the form of a singular G a little below zero.
     size = scale.abs() * ((down @ gram) * down).sum(-1).clamp_min(0).sqrt()
     smallest: Tensor = threshold * base.norm(dim=-1)

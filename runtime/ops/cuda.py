@@ -1,7 +1,8 @@
 """The operators on CUDA tensors: the Triton kernel where there is one for the case, else the plain torch form.
 
 Which of the two runs is never silent: `kernel_report` says it for every operator, type and rank, with the reason.
-Triton is imported when the first CUDA tensor comes, and not before.
+Triton is imported when the first CUDA tensor comes, and not before. It launches on the current device, wherever the
+tensors are, so each launch says theirs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from .cpu_updates import routed_rows, skipping_lora
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_RANK = 64
 OPERATORS = ("gated_lora", "token_gated_lora", "routed_linear", "gather_tokens", "scatter_tokens")
+_MOST_EXAMPLES = 65_535
+"""Of a launch of gated_lora: the second axis of a grid has no more. Larger batches take the plain torch form."""
 _RANKED = ("gated_lora", "token_gated_lora")
 _COPYING = ("gather_tokens", "scatter_tokens")
 
@@ -61,11 +64,12 @@ def _has_triton() -> bool:
 
 def cuda_gated_lora(base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, indices: Tensor, scale: Tensor) -> Tensor:
     """`gated_lora` (see `schema.py`)."""
-    if _refusal("gated_lora", x.dtype, lora_a.shape[0]):
+    if _refusal("gated_lora", x.dtype, lora_a.shape[0]) or x.shape[0] > _MOST_EXAMPLES:
         return gathered_gated_lora(base, x, lora_a, lora_b, indices, scale)
     from .triton_gated_lora import launch_gated_lora
 
-    return launch_gated_lora(base, x, lora_a, lora_b, indices, scale)
+    with torch.cuda.device_of(x):
+        return launch_gated_lora(base, x, lora_a, lora_b, indices, scale)
 
 
 def cuda_token_gated_lora(  # noqa: PLR0917  # the operator's tensors, in order
@@ -76,7 +80,8 @@ def cuda_token_gated_lora(  # noqa: PLR0917  # the operator's tensors, in order
         return skipping_lora(base, x, lora_a, lora_b, gram, threshold, scale)
     from .triton_token_gated_lora import launch_token_gated_lora
 
-    return launch_token_gated_lora(base, x, lora_a, lora_b, gram, threshold, scale)
+    with torch.cuda.device_of(x):
+        return launch_token_gated_lora(base, x, lora_a, lora_b, gram, threshold, scale)
 
 
 def cuda_routed_linear(x: Tensor, weight0: Tensor, weight1: Tensor, bias: Tensor | None, choice: Tensor) -> Tensor:
@@ -85,7 +90,8 @@ def cuda_routed_linear(x: Tensor, weight0: Tensor, weight1: Tensor, bias: Tensor
         return routed_rows(x, weight0, weight1, bias, choice)
     from .triton_routed_linear import launch_routed_linear
 
-    return launch_routed_linear(x, weight0, weight1, bias, choice)
+    with torch.cuda.device_of(x):
+        return launch_routed_linear(x, weight0, weight1, bias, choice)
 
 
 def cuda_gather_tokens(x: Tensor, indices: Tensor, dim: int) -> Tensor:
@@ -94,7 +100,8 @@ def cuda_gather_tokens(x: Tensor, indices: Tensor, dim: int) -> Tensor:
         return gathered_rows(x, indices, dim)
     from .triton_tokens import launch_gather_tokens
 
-    return launch_gather_tokens(x, indices, dim)
+    with torch.cuda.device_of(x):
+        return launch_gather_tokens(x, indices, dim)
 
 
 def cuda_scatter_tokens(x: Tensor, indices: Tensor, valid: Tensor, length: int, fill: float) -> Tensor:
@@ -103,4 +110,5 @@ def cuda_scatter_tokens(x: Tensor, indices: Tensor, valid: Tensor, length: int, 
         return scattered_rows(x, indices, valid, length, fill)
     from .triton_tokens import launch_scatter_tokens
 
-    return launch_scatter_tokens(x, indices, valid, length, fill)
+    with torch.cuda.device_of(x):
+        return launch_scatter_tokens(x, indices, valid, length, fill)

@@ -16,6 +16,8 @@ from .cpu import gathered_gated_lora
 from .cuda import cuda_gated_lora
 
 NAMESPACE = "gatefx"
+MOST_RANK = 1024
+"""Of adapters that the operators take, whichever kernel runs them; passes leave larger ones masked."""
 
 
 class GatedLoraContext(Protocol):

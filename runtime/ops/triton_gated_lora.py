@@ -60,7 +60,7 @@ def gated_lora_kernel(
 def launch_gated_lora(
     base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, indices: Tensor, scale: Tensor
 ) -> Tensor:
-    """`gated_lora` (see `schema.py`) for r <= 64 in a type of `DTYPES`; never an alias of `base`."""
+    """`gated_lora` (see `schema.py`) for r <= 64 in a type of `KERNEL_DTYPES`; never an alias of `base`."""
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
     if result.numel() == 0:
         return result

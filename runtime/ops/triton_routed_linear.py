@@ -64,7 +64,7 @@ def routed_linear_kernel(
 
 
 def launch_routed_linear(x: Tensor, weight0: Tensor, weight1: Tensor, bias: Tensor | None, choice: Tensor) -> Tensor:
-    """`routed_linear` (see `update_ops.py`) in a type of `DTYPES`."""
+    """`routed_linear` (see `update_ops.py`) in a type of `KERNEL_DTYPES`."""
     result = x.new_empty((*x.shape[:-1], weight0.shape[0]))
     if result.numel() == 0:
         return result

@@ -11,8 +11,6 @@ import triton.language as tl
 RANKS = (16, 32, 64)
 """Sizes that a rank is padded to; `tl.dot` takes none below 16, and above 64 the tiles spill."""
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
 BLOCK_ROWS, BLOCK_IN, BLOCK_OUT = 32, 32, 64
 """Tokens, input features and output features that one program holds at a time."""
 

@@ -84,7 +84,7 @@ def token_gated_lora_kernel(
 def launch_token_gated_lora(  # the operator's tensors, in order
     base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, gram: Tensor, threshold: Tensor, scale: Tensor
 ) -> Tensor:
-    """`token_gated_lora` (see `update_ops.py`) for r <= 64 in a type of `DTYPES`; never an alias of `base`."""
+    """`token_gated_lora` (see `update_ops.py`) for r <= 64 in a type of `KERNEL_DTYPES`; never an alias of `base`."""
     result = torch.empty_like(base, memory_format=torch.contiguous_format)
     if result.numel() == 0:
         return result

@@ -39,13 +39,26 @@ def cluster(options: ServeOptions, models: int = 1) -> Iterator[None]:
     if own:
         start_ray()
     else:
-        ray.init(log_to_driver=False)
+        _join(os.environ[ADDRESS])
     try:
         if own:
             _check_room(options, models)
         yield
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    try:
+        ray.init(log_to_driver=False)
+    except Exception as error:
+        # Errors of an address have no type in common but Exception.
+        raise GatefxError(
+            "There is no Ray cluster to join.",
+            given=f"{ADDRESS}={address}: {error}",
+            expected="the address of a cluster that runs, such as HOST:6379",
+            remedy=f"start one with `ray start --head`, or unset {ADDRESS} to serve on this machine alone",
+        ) from error
 
 
 def start_ray(cpus: int | None = None) -> None:

@@ -49,26 +49,28 @@ def config_text(model: ServedModel, options: ServeOptions, *, name: str, ragged:
     provider = full_name(options.provider)
     kind = "KIND_GPU" if provider in (PROVIDERS["cuda"], PROVIDERS["tensorrt"]) else "KIND_CPU"
     rows = [
-        f"name: {_quoted(name)}",
-        f"backend: {_quoted('python' if ragged else 'onnxruntime')}",
+        f"name: {quoted(name)}",
+        f"backend: {quoted('python' if ragged else 'onnxruntime')}",
         f"max_batch_size: {options.max_batch}",
         *(f"input {text}" for text in inputs),
         *(f"output {_tensor(spec)}" for spec in model.outputs),
-        _block("instance_group", (f"count: {options.replicas}", f"kind: {kind}")),
-        _block(
-            "dynamic_batching",
-            (
-                f"max_queue_delay_microseconds: {round(options.wait_ms * 1000)}",
-                f"default_queue_policy {{ max_queue_size: {options.queued} }}",
-            ),
-        ),
+        block("instance_group", (f"count: {options.replicas}", f"kind: {kind}")),
+        block("dynamic_batching", batching_rows(options)),
         *_parameters(options, ragged=ragged),
     ]
     if not ragged and provider == PROVIDERS["tensorrt"]:
-        rows.append(_block("optimization", (_TENSORRT,)))
+        rows.append(block("optimization", (_TENSORRT,)))
     if library:
-        rows.append(_block("model_operations", (f"op_library_filename: {_quoted(library)}",)))
+        rows.append(block("model_operations", (f"op_library_filename: {quoted(library)}",)))
     return "\n".join(rows) + "\n"
+
+
+def batching_rows(options: ServeOptions) -> tuple[str, ...]:
+    """How long requests wait for others, and how many may wait."""
+    return (
+        f"max_queue_delay_microseconds: {round(options.wait_ms * 1000)}",
+        f"default_queue_policy {{ max_queue_size: {options.queued} }}",
+    )
 
 
 def _parameters(options: ServeOptions, *, ragged: bool) -> list[str]:
@@ -78,7 +80,7 @@ def _parameters(options: ServeOptions, *, ragged: bool) -> list[str]:
     else:
         values = {"intra_op_thread_count": str(options.threads), "inter_op_thread_count": "1"}
     return [
-        _block("parameters", (f"key: {_quoted(key)}", f"value {{ string_value: {_quoted(value)} }}"))
+        block("parameters", (f"key: {quoted(key)}", f"value {{ string_value: {quoted(value)} }}"))
         for key, value in values.items()
     ]
 
@@ -87,17 +89,19 @@ def _tensor(spec: TensorSpec, further: Iterable[str] = ()) -> str:
     """One input or output; its batch axis goes without saying."""
     sizes = [size if isinstance(size, int) else -1 for size in spec.shape[1:]]
     scalar = not sizes
-    rows = [f"name: {_quoted(spec.name)}", f"data_type: {_TYPES[spec.dtype.name]}"]
+    rows = [f"name: {quoted(spec.name)}", f"data_type: {_TYPES[spec.dtype.name]}"]
     rows.append(f"dims: [ {', '.join(map(str, [1] if scalar else sizes))} ]")
     if scalar:
         rows.append("reshape { shape: [ ] }")
-    return _block("", (*rows, *further)).lstrip()
+    return block("", (*rows, *further)).lstrip()
 
 
-def _block(name: str, rows: Iterable[str]) -> str:
+def block(name: str, rows: Iterable[str]) -> str:
+    """A message in protobuf's text format."""
     inside = "\n".join(f"  {row}" for row in rows)
     return f"{name} {{\n{inside}\n}}"
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """A string in protobuf's text format."""
     return json.dumps(text)

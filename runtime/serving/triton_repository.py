@@ -7,6 +7,7 @@
     OUT/NAME/config.pbtxt                        ragged=True, python back end: lengths and budgets may differ
              1/model.py, artifact/…              needs gatefx[onnxruntime] in the server's Python
 
+An engine of TensorRT becomes a model of the tensorrt back end (`triton_engine.py`).
 The onnxruntime back end runs the graph alone: at the budget of the export, without recovery of uncertain examples.
 """
 
@@ -16,17 +17,20 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ArtifactError, InputError
 from ..artifact import Artifact
+from ..manifest import TENSORRT
 from ..native.library import NativeStatus
 from ..sessions.onnxruntime import MODEL_FILE, OnnxSession
 from ..sessions.onnxruntime_start import PROVIDERS, full_name
 from .options import ServeOptions
 from .served_model import ServedModel, open_session, served_model
 from .triton_config import ARTIFACT, config_text
+from .triton_engine import EngineModel
 
 CONFIG_FILE, VERSION, MODEL_PY = "config.pbtxt", "1", "model.py"
 _WEIGHTS = f"{MODEL_FILE}.data"
@@ -75,27 +79,50 @@ def write_repository(
         ragged: by the python back end, with padding, budgets and recovery; else by the onnxruntime back end.
 
     Raises:
-        ArtifactError: a folder that does not verify, or a model of that name that is there already.
-        InputError: a model that no batch can be made of; without `ragged`, one with recovery, or a provider that the
-            onnxruntime back end does not have.
+        ArtifactError: a folder that does not verify, an engine that is not built, or a model of that name that is
+            there already.
+        InputError: a model that no batch can be made of, or with adapters to choose from; without `ragged`, one with
+            recovery, or a provider that the onnxruntime back end does not have; an engine as `EngineModel.open`.
     """
     chosen = options or ServeOptions()
     place = str(Path(folder).absolute())
+    if Artifact.open(place, verify=False).manifest.get("backend") == TENSORRT:
+        engine = EngineModel.open(place, chosen, ragged=ragged)
+        return _written(repository, lambda written: engine.fill(written, VERSION, repository.name, chosen))
     session = open_session(place, chosen)
     model = served_model(place, session, chosen)
+    _check_adapters(session)
     if not ragged:
         _check_graph_alone(model, session, chosen)
+
+    def fill(written: Path) -> str:
+        library = _filled(written, model, ragged=ragged, native=session.native)
+        seen = repository.seen(library) if library else ""
+        return config_text(model, chosen, name=repository.name, ragged=ragged, library=seen)
+
+    return _written(repository, fill)
+
+
+def _written(repository: Repository, fill: Callable[[Path], str]) -> Path:
+    """The model's folder, which `fill` puts its files into and gives its configuration."""
     target = repository.path / repository.name
     _check_free(target)
     with tempfile.TemporaryDirectory(dir=_made(repository.path), prefix=".gatefx.writing.") as staging:
         written = Path(staging) / repository.name
         (written / VERSION).mkdir(parents=True)
-        library = _filled(written, model, ragged=ragged, native=session.native)
-        seen = repository.seen(library) if library else ""
-        text = config_text(model, chosen, name=repository.name, ragged=ragged, library=seen)
-        (written / CONFIG_FILE).write_text(text, encoding="utf-8")
+        (written / CONFIG_FILE).write_text(fill(written), encoding="utf-8")
         _rename(written, target)
     return target
+
+
+def _check_adapters(session: OnnxSession) -> None:
+    if session.adapters:
+        raise InputError(
+            "Triton's models take one adapter, and this folder has more.",
+            given=", ".join(session.adapters),
+            expected="a folder that was exported without adapters=",
+            remedy="export each adapter into a folder and a model of its own, or serve them by `gatefx serve`",
+        )
 
 
 def _check_graph_alone(model: ServedModel, session: OnnxSession, options: ServeOptions) -> None:

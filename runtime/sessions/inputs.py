@@ -11,6 +11,9 @@ import numpy as np
 from ...errors import InputError
 from .protocol import TensorSpec
 
+_IDS = "input_ids"
+"""How names of inputs end that hold places in a vocabulary."""
+
 
 def feed(
     arrays: Mapping[str, Any], required: Sequence[TensorSpec], optional: Sequence[TensorSpec] = ()
@@ -52,6 +55,8 @@ def _converted(value: Any, spec: TensorSpec) -> np.ndarray:
         raise _misfit(spec, f"shape {array.shape}", f"{len(spec.shape)} axes")
     if array.size == 0:
         raise _misfit(spec, f"shape {array.shape}", "no empty axis")
+    if spec.name.endswith(_IDS) and array.min() < 0:
+        raise _misfit(spec, f"the id {array.min()}", "ids from 0 on: engines would read them from the vocabulary's end")
     for size, wanted in zip(array.shape, spec.shape, strict=True):
         if isinstance(wanted, int) and size != wanted:
             raise _misfit(spec, f"shape {array.shape}", f"size {wanted} where the model fixes it")

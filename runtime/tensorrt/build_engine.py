@@ -72,11 +72,14 @@ def register_plugins(folder: Path) -> int:
     if not (folder / PLUGINS_FOLDER).is_dir():
         return 0
     sys.path.insert(0, str(folder))
+    wrote, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # a folder with files of nobody's is not opened
     try:
         register = importlib.import_module(f"{PLUGINS_FOLDER}.register")
         return int(register.register_plugins(folder / PLUGINS_FOLDER))
     except (ImportError, OSError, ValueError, RuntimeError) as error:
         raise RefusedError(f"the plugins of {folder} cannot be registered: {error}") from error
+    finally:
+        sys.dont_write_bytecode = wrote
 
 
 def _parse_errors(parser: Any) -> Iterator[str]:

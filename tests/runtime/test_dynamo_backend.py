@@ -97,3 +97,9 @@ def test_options_that_do_not_go_together_are_refused(options: dict[str, object],
     graph = torch.fx.symbolic_trace(torch.nn.ReLU())
     with pytest.raises(GatefxError, match=reason):
         backend(graph, [torch.ones(2)], options=options)
+
+
+def test_a_mode_is_refused() -> None:
+    graph = torch.fx.symbolic_trace(torch.nn.ReLU())
+    with pytest.raises(GatefxError, match="takes no mode"):
+        backend(graph, [torch.ones(2)], mode="max-autotune")

@@ -22,6 +22,7 @@ def test_a_folder_for_an_engine(gatefx: Command, gates_folder: Path, data_file: 
     )  # fmt: skip
     assert (code, err) == (0, "")
     assert f"written: {out}" in printed
+    assert "remains: model.engine: run build_engine" in printed
     manifest = json.loads((out / "gatefx.json").read_text())
     assert (manifest["backend"], manifest["precision"]) == ("tensorrt", "bf16")
     (profile,) = json.loads((out / "profiles.json").read_text())["profiles"]
@@ -65,3 +66,9 @@ def test_texts_that_are_no_sizes_are_refused(text: str) -> None:
     with pytest.raises(InputError, match="no sizes") as caught:
         parse_sizes([text])
     assert caught.value.given == text
+
+
+def test_an_axis_has_its_sizes_once() -> None:
+    with pytest.raises(InputError, match="no sizes") as caught:
+        parse_sizes(["batch=1:2:4", "batch=1:8:32"])
+    assert caught.value.given == "batch=1:8:32"

@@ -3,8 +3,8 @@
     pip wheel . --no-deps                    Python alone: any machine; `gatefx build-native` compiles the kernels there
     pip wheel . --no-deps -C native=true     for this kind of machine: CMake compiles the kernels now, into the wheel
 
-The libraries use no interface of Python's, and of torch only the stable one, so one wheel serves every Python. A wheel of
-Python alone is made first and compiles its own kernels: there is one way to build them.
+The libraries use no interface of Python's, and of torch only the stable one, so one wheel serves every Python. A wheel
+of Python alone is made first and compiles its own kernels: there is one way to build them.
 """
 
 from __future__ import annotations

@@ -127,8 +127,12 @@ struct Seekers {
 // Whether any of the queries sees one of `count` keys from `first` on.
 template <class Store>
 GATEFX_INLINE bool any_seen(const Attention<Store>& call, int64_t first, int64_t count) {
-  for (int64_t t = 0; t < call.queries; ++t)
-    if (__builtin_memchr(call.visible + t * call.visible_stride + first, 1, size_t(count)) != nullptr) return true;
+  const auto* flags = reinterpret_cast<const unsigned char*>(call.visible + first);  // any number but 0 is true
+  for (int64_t t = 0; t < call.queries; ++t) {
+    unsigned char any = 0;
+    for (int64_t i = 0; i < count; ++i) any |= flags[t * call.visible_stride + i];
+    if (any != 0) return true;
+  }
   return false;
 }
 

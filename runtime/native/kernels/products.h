@@ -3,12 +3,15 @@
 //   down   u[t][j] = scale * <x[t], a[j]>             kTokens x kRanks sums, one pass over d_in
 //   up     out[t] = base[t] + sum over j of u[t][j] b[j]   kTokens x kColumns vectors, one pass over base whatever k is
 //
-// Every sum runs in the same order whichever tile it falls in, so a token's result does not depend on its neighbours.
+// Every sum runs in the same order whichever tile it falls in, so a token's result does not depend on its neighbours. Sums
+// of many products are made of parts, whose rounding errors do not add up as those of one running sum would.
+constexpr int64_t kDownDepth = 2048;
 
 template <int kTokens, int kRanks, class Store>
 GATEFX_INLINE void down_tile(const Store* x, int64_t d_in, const Real<Store>* const* a, Real<Store> scale,
                              Real<Store>* u, int64_t stride) {
   constexpr int kWidth = kLanes<Real<Store>>;
+  Real<Store> whole[kTokens][kRanks] = {};
   Vector<Real<Store>> total[kTokens][kRanks] = {};
   auto accumulate = [&](auto read_x, auto read_a) GATEFX_INLINE_LAMBDA {
     Vector<Real<Store>> row[kTokens];
@@ -20,16 +23,25 @@ GATEFX_INLINE void down_tile(const Store* x, int64_t d_in, const Real<Store>* co
     }
   };
   int64_t i = 0;
-  for (; i + kWidth <= d_in; i += kWidth) {
-    auto read = [i](const auto* row) GATEFX_INLINE_LAMBDA { return load(row + i); };
-    accumulate(read, read);
+  for (int64_t part = kDownDepth; i + kWidth <= d_in; part += kDownDepth) {
+    for (const int64_t end = part < d_in ? part : d_in; i + kWidth <= end; i += kWidth) {
+      auto read = [i](const auto* row) GATEFX_INLINE_LAMBDA { return load(row + i); };
+      accumulate(read, read);
+    }
+    if (part >= d_in) break;
+    GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
+      GATEFX_UNROLL for (int j = 0; j < kRanks; ++j) {
+        whole[t][j] += sum<Real<Store>>(total[t][j]);
+        total[t][j] = splat(Real<Store>(0));
+      }
+    }
   }
   if (i < d_in) {
     auto read = [i, d_in](const auto* row) GATEFX_INLINE_LAMBDA { return load_some(row + i, d_in - i); };
     accumulate(read, read);
   }
   GATEFX_UNROLL for (int t = 0; t < kTokens; ++t) {
-    GATEFX_UNROLL for (int j = 0; j < kRanks; ++j) u[t * stride + j] = scale * sum<Real<Store>>(total[t][j]);
+    GATEFX_UNROLL for (int j = 0; j < kRanks; ++j) u[t * stride + j] = scale * (whole[t][j] + sum<Real<Store>>(total[t][j]));
   }
 }
 

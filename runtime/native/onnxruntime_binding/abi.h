@@ -32,8 +32,6 @@ struct ApiBase {
 // Places in the table of OrtApi.
 enum Slot : size_t {
   kCreateStatus = 0,
-  kGetErrorCode = 1,
-  kGetErrorMessage = 2,
   kCreateCustomOpDomain = 26,
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,

@@ -186,7 +186,7 @@ struct RoutedLinear {
     if (!weight1.is_matrix(input.weight.sizes[0], input.weight.sizes[1]))
       return api.error(Code::kInvalidArgument, "gatefx: W1 is not as W0, (d_out, d_in)");
     const int64_t tokens = input.call.tokens();
-    if (choice.count() != tokens) return api.error(Code::kInvalidArgument, "gatefx: choice is not (B, *)");
+    if (!chooses_for(input.call.x, choice)) return api.error(Code::kInvalidArgument, "gatefx: choice is not (B, *)");
     GATEFX_RETURN_IF_ERROR(panels1.get(api, weight1, own, second));
     GATEFX_RETURN_IF_ERROR(input.start(api, context, panels0, bias, 0));
     if (!order.resize(tokens)) return api.error(Code::kFail, "gatefx: no memory for the order of the tokens");

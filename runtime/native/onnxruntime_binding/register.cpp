@@ -33,6 +33,7 @@ Status* shared_domain(const Api& api, Domain*& domain) {
   static Domain* made = nullptr;
   const std::lock_guard<std::mutex> hold(lock);
   if (made == nullptr) {
+    runtime() = api;  // before any session has the operators, which read it
     Domain* fresh = nullptr;
     GATEFX_RETURN_IF_ERROR(api.call(kCreateCustomOpDomain, "gatefx", &fresh));
     GATEFX_RETURN_IF_ERROR(add_types<GatedLora>(api, fresh));
@@ -68,7 +69,6 @@ GATEFX_EXPORT gatefx::ort::Status* RegisterCustomOps(gatefx::ort::SessionOptions
   const bool sizes_in_place = minor_of(base->GetVersionString()) >= int(kSizesInPlaceApi);
   const Api api(base->GetApi(sizes_in_place ? kSizesInPlaceApi : kOldestApi), sizes_in_place);
   if (!api) return Api(base->GetApi(1), false).error(Code::kFail, "gatefx needs ONNX Runtime 1.18 or newer");
-  runtime() = api;
   Domain* domain = nullptr;
   GATEFX_RETURN_IF_ERROR(shared_domain(api, domain));
   return api.call(kAddCustomOpDomain, options, domain);

@@ -57,6 +57,7 @@ class Turned {
   bool set(const Tensor& matrix) {
     const int64_t rows = matrix.sizes[0], columns = matrix.sizes[1], stride = whole_panels(rows);
     if (!copy_.resize(stride * columns)) return false;
+    if (columns == 0) return true;  // nothing to copy, however many rows there are
     std::memset(copy_.data(), 0, size_t(stride * columns) * sizeof(Real<Store>));
     const Store* from = matrix.as<Store>();
     Real<Store>* to = copy_.data();

@@ -58,6 +58,14 @@ inline Problem check_layer(const Tensor& x, const Tensor& weight, const Tensor& 
   return {};
 }
 
+// Whether `choice` says one thing of each token of x.
+inline bool chooses_for(const Tensor& x, const Tensor& choice) {
+  if (choice.axes + 1 != x.axes) return false;
+  for (size_t i = 0; i < choice.axes; ++i)
+    if (choice.sizes[i] != x.sizes[i]) return false;
+  return true;
+}
+
 // Sizes of the answer.
 inline Tensor answer_of(const Tensor& x, const Tensor& weight) {
   Tensor answer = x;

@@ -17,7 +17,7 @@ struct ScoreGateCall {
 
 inline Problem check_score_gate(const Tensor& x, const Tensor& weight) {
   if (x.axes < 2) return misfit("x is not (B, *, d_in)");
-  if (weight.axes != 2 || weight.count() != x.last()) return misfit("the score's weight is not (1, d_in) or (d_in, 1)");
+  if (!weight.is_matrix(1, x.last()) && !weight.is_matrix(x.last(), 1)) return misfit("the score's weight is not (1, d_in) or (d_in, 1)");
   return {};
 }
 

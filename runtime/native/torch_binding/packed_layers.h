@@ -120,7 +120,7 @@ inline Array packed_routed_linear(const Array& x, const Array& panels0, const Ar
   layer.take(second, "the second panels");
   STD_TORCH_CHECK(layer.fit(second), layer.op, ": the second panels are not as the first");
   const int64_t tokens = layer.states.count(0, layer.states.axes - 1);
-  STD_TORCH_CHECK(chosen.is_cpu() && chosen.scalar_type() == ScalarType::Bool && chosen.numel() == tokens, layer.op,
+  STD_TORCH_CHECK(chosen.is_cpu() && chosen.scalar_type() == ScalarType::Bool && chooses_for(layer.states, view(chosen)), layer.op,
                   ": choice is not (B, *) bool");
   Buffer<int64_t> order;
   STD_TORCH_CHECK(order.resize(tokens), layer.op, ": no memory for the order of the tokens");

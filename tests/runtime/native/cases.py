@@ -15,7 +15,8 @@ from gatefx.runtime.ops.reference_updates import token_gated_lora_reference
 #: Largest share of max|reference| that an answer may be off.
 BOUNDS = {torch.float32: 1e-6, torch.float64: 1e-14, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
-#: (B, middle axes, d_in, d_out, r): no token, one token, odd sizes, remainders of every register tile, k = r = 64.
+#: (B, middle axes, d_in, d_out, r): no token, one token, odd sizes, remainders of every register tile, k = r = 64,
+#: sums of many products.
 SHAPES = (
     (1, (1,), 1, 1, 1),
     (2, (), 5, 7, 3),
@@ -26,6 +27,7 @@ SHAPES = (
     (1, (53,), 130, 97, 7),
     (2, (50,), 96, 200, 64),
     (5, (2,), 40, 40, 100),
+    (2, (3,), 14337, 9, 3),
 )
 
 

@@ -63,6 +63,14 @@ def test_every_no_has_its_reason(native: Path, tmp_path: Path, monkeypatch: pyte
     assert broken.library == tmp_path / FILES["onnxruntime"]
 
 
+def test_an_instruction_set_that_is_not_there_is_named(native: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(library.ISA, "abacus")
+    status = native_status("onnxruntime")
+    assert not status.active
+    assert "GATEFX_ISA=abacus" in status.reason
+    assert "baseline" in status.reason
+
+
 def test_the_folder_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(SWITCH, raising=False)
     monkeypatch.delenv("GATEFX_CACHE", raising=False)

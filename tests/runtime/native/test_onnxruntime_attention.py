@@ -52,6 +52,14 @@ def test_kernel_and_standard_operator_agree(native_folder: Path, sees: str) -> N
     np.testing.assert_allclose(native, standard, rtol=0, atol=BOUNDS[torch.float32])
 
 
+def test_any_number_but_zero_is_seen(native_folder: Path) -> None:
+    case = AttentionCase((1, 5, 300, 2, 2, 16, 16), torch.float32, "random")
+    arrays = case.arrays()
+    flags = np.where(arrays["visible"], np.uint8(254), np.uint8(0)).view(np.bool_)
+    answer = run(session(native_folder, case), {**arrays, "visible": flags})
+    assert case.off(answer) <= BOUNDS[torch.float32]
+
+
 def test_a_query_does_not_depend_on_its_neighbours(native_folder: Path, isa: str) -> None:
     """Nor on the keys that others see: whole blocks of them are skipped only where nobody does."""
     case = AttentionCase((1, 60, 400, 2, 1, 24, 24), torch.float32, "random")

@@ -143,6 +143,29 @@ def test_what_stands_between_the_sites_is_put_in_order() -> None:
     assert order == ["Neg", "GatedLinearPair", "Neg"]
 
 
+def test_groups_that_need_each_other_are_not_both_joined() -> None:
+    """Two sites of x and two of z; the second of each needs what the first of the other answers."""
+    model = single_nodes(feed_of(cases((2, (3,), 5, 5, 3), torch.float32, 3)), 3)
+    first, second, third = model.graph
+    other = onnx_ir.Node(second.domain, second.op_type, second.inputs, second.attributes.values(), num_outputs=1)
+    model.graph.append(other)
+    states = onnx_ir.Node("", "Neg", [model.graph.inputs[0]], num_outputs=1)
+    model.graph.insert_before(first, states)
+    for node in (third, other):
+        node.replace_input_with(0, states.outputs[0])
+    for needing, needed in ((second, third), (other, first)):
+        scale = onnx_ir.Node("", "ReduceMax", [needed.outputs[0]], [onnx_ir.AttrInt64("keepdims", 0)], num_outputs=1)
+        model.graph.append(scale)
+        needing.replace_input_with(len(OWN), scale.outputs[0])
+    model.graph.sort()
+    assert group_sites(model) == 1
+    assert sorted(node.op_type for node in model.graph if node.domain) == [
+        "GatedLinear",
+        "GatedLinear",
+        "GatedLinearPair",
+    ]
+
+
 def test_four_callers_of_one_session(native_folder: Path) -> None:
     sites = cases((3, (40,), 64, 96, 8), torch.float32, 3)
     model = single_nodes(feed_of(sites), 3)

@@ -98,6 +98,16 @@ def test_other_types_agree(dtype: torch.dtype, tolerance: Mapping[torch.dtype, f
         torch.testing.assert_close(token_gated_lora(*arguments), meant(arguments), rtol=0.02, atol=bound)
 
 
+def test_ratios_of_float16_are_judged_though_its_squares_are_infinite() -> None:
+    """Answers of size 1,000 a feature, updates of 0.3 to 0.9 of them."""
+    base = torch.full((1, 4, 64), 1000.0)
+    updates = torch.tensor([[300.0, 500.0, 700.0, 900.0]]).unsqueeze(-1)
+    lora_a, lora_b = torch.eye(1), torch.ones(64, 1)
+    given_tensors = [base, updates, lora_a, lora_b, lora_b.t() @ lora_b, torch.tensor(0.6), torch.tensor(1.0)]
+    result = token_gated_lora(*(tensor.half() for tensor in given_tensors))
+    assert torch.equal(result[0, :, 0], torch.tensor([1000, 1000, 1700, 1900], dtype=torch.float16))
+
+
 @pytest.mark.parametrize("middle", SHAPES)
 def test_operators_pass_torch_s_own_checks(middle: tuple[int, ...]) -> None:
     lora = [t.requires_grad_() if i not in (4, 5) else t for i, t in enumerate(lora_arguments(middle))]

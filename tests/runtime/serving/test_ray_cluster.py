@@ -87,6 +87,14 @@ def test_a_cluster_that_is_joined_may_grow(module: ModuleType, monkeypatch: pyte
     assert ray.calls[-1] == ("shutdown",)
 
 
+def test_a_cluster_that_is_not_there_is_named(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ray", Ray(["no such address"]))
+    monkeypatch.setenv(module.ADDRESS, "nowhere:6379")
+    with pytest.raises(GatefxError, match="no Ray cluster") as caught, module.cluster(ServeOptions()):
+        raise AssertionError("it was let in")
+    assert "nowhere:6379" in caught.value.given
+
+
 def test_a_serve_of_others_is_not_touched(module: ModuleType, cluster: str) -> None:
     from ray import serve
 

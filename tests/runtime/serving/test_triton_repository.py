@@ -41,6 +41,20 @@ def test_a_ragged_model_holds_the_whole_artifact(served_folder: Path, tmp_path: 
     assert "import TritonPythonModel" in (written / "1" / "model.py").read_text()
 
 
+def test_adapters_to_choose_from_are_refused(
+    served_folder: Path, session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = SimpleNamespace(
+        inputs=session.inputs, outputs=session.outputs, adapters=("legal",), manifest=session.manifest
+    )
+    monkeypatch.setattr(module, "open_session", lambda *_: fake)
+    for ragged in (False, True):
+        with pytest.raises(InputError, match="one adapter") as caught:
+            write_repository(served_folder, Repository(tmp_path / "models", "reviews"), ragged=ragged)
+        assert caught.value.given == "legal"
+    assert not (tmp_path / "models").exists()
+
+
 def test_native_kernels_go_along_under_the_servers_path(
     served_folder: Path, session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

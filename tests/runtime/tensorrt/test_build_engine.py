@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -92,6 +93,21 @@ def test_plugins_that_cannot_be_registered_are_told(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, build_engine.__file__, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert f"RefusedError: the plugins of {tmp_path} cannot be registered: no table in {package}" in done.stderr
+
+
+def test_registering_plugins_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+    package = tmp_path / "plugins"
+    package.mkdir()
+    (package / "register.py").write_text("def register_plugins(folder):\n    return 3\n")
+    code = (
+        "import sys, runpy; build = runpy.run_path(sys.argv[1]); "
+        "print(build['register_plugins'](build['Path'](sys.argv[2])), sys.dont_write_bytecode)"
+    )
+    command = [sys.executable, "-c", code, build_engine.__file__, str(tmp_path)]
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "False"]
+    assert [path.name for path in tmp_path.rglob("*")] == ["plugins", "register.py"]
 
 
 def test_without_tensorrt_the_script_says_so(tmp_path: Path) -> None:
