@@ -68,7 +68,7 @@ def cuda_gated_lora(base: Tensor, x: Tensor, lora_a: Tensor, lora_b: Tensor, ind
         return gathered_gated_lora(base, x, lora_a, lora_b, indices, scale)
     from .triton_gated_lora import launch_gated_lora
 
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         return launch_gated_lora(base, x, lora_a, lora_b, indices, scale)
 
 
@@ -80,7 +80,7 @@ def cuda_token_gated_lora(  # noqa: PLR0917  # the operator's tensors, in order
         return skipping_lora(base, x, lora_a, lora_b, gram, threshold, scale)
     from .triton_token_gated_lora import launch_token_gated_lora
 
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         return launch_token_gated_lora(base, x, lora_a, lora_b, gram, threshold, scale)
 
 
@@ -90,7 +90,7 @@ def cuda_routed_linear(x: Tensor, weight0: Tensor, weight1: Tensor, bias: Tensor
         return routed_rows(x, weight0, weight1, bias, choice)
     from .triton_routed_linear import launch_routed_linear
 
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         return launch_routed_linear(x, weight0, weight1, bias, choice)
 
 
@@ -100,7 +100,7 @@ def cuda_gather_tokens(x: Tensor, indices: Tensor, dim: int) -> Tensor:
         return gathered_rows(x, indices, dim)
     from .triton_tokens import launch_gather_tokens
 
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         return launch_gather_tokens(x, indices, dim)
 
 
@@ -110,5 +110,5 @@ def cuda_scatter_tokens(x: Tensor, indices: Tensor, valid: Tensor, length: int, 
         return scattered_rows(x, indices, valid, length, fill)
     from .triton_tokens import launch_scatter_tokens
 
-    with torch.cuda.device_of(x):
+    with torch.cuda.device(x.get_device()):
         return launch_scatter_tokens(x, indices, valid, length, fill)
