@@ -63,3 +63,21 @@ def test_lengths_and_budgets_share_one_graph(name: str) -> None:
 
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+@torch.no_grad()
+def test_another_adapter_of_the_same_sizes_needs_no_new_graph() -> None:
+    config, budget, _ = CASES["ccm"]
+    model = deployed(config, budget)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=True)
+    before = compiled(**batches()[0])["logits"]
+
+    adapters = [tensor for name, tensor in model.named_parameters() if "lora_" in name]
+    assert adapters
+    for tensor in adapters:
+        tensor.normal_(std=0.3)
+    with dynamo_config.patch(error_on_recompile=True):
+        after = compiled(**batches()[0])["logits"]
+    assert not torch.equal(after, before)
+    torch.testing.assert_close(after, model(**batches()[0])["logits"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def test_one_graph_answers_for_three_lengths() -> None:
 
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
+
+
+def test_torch_lists_it_where_gatefx_is_installed() -> None:
+    try:
+        metadata.distribution("gatefx")
+    except metadata.PackageNotFoundError:
+        pytest.skip("gatefx runs from its sources here: nothing says its entry points")
+    assert "gatefx" in torch._dynamo.list_backends()
 
 
 def test_unknown_options_are_refused() -> None:

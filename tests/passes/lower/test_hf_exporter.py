@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from importlib import metadata
+from pathlib import Path
 
+import numpy as np
+import onnx_ir
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -59,6 +64,44 @@ def test_the_exported_model_has_its_adapters_folded(
     )
     assert len(weights) > 0
     assert not [name for name in weights if "lora" in name]
+
+
+ELSEWHERE = """
+import sys
+sys.modules["gatefx"] = None
+import numpy
+given = dict(numpy.load(sys.argv[2]))
+expected = given.pop("expected")
+if sys.argv[1].endswith(".onnx"):
+    import onnxruntime
+    session = onnxruntime.InferenceSession(sys.argv[1], providers=["CPUExecutionProvider"])
+    (answer,) = session.run(None, {spec.name: given[spec.name] for spec in session.get_inputs()})
+else:
+    import torch
+    import transformers.modeling_outputs  # the program answers one of these
+    program = torch.export.load(sys.argv[1]).module()
+    answer = program(**{name: torch.from_numpy(value) for name, value in given.items()}).logits.detach().numpy()
+numpy.testing.assert_allclose(answer, expected, rtol=0, atol=1e-5)
+"""
+
+
+@pytest.mark.parametrize(("exporter", "config"), EXPORTS, ids=["dynamo", "onnx"])
+def test_what_was_exported_runs_where_gatefx_is_not(
+    exporter: type[DynamoExporter], config: type[DynamoConfig], adapted: nn.Module, tmp_path: Path
+) -> None:
+    hook = passes_for_exporters(FoldAdapters())
+    batch = tiny_inputs("bert", batch=3, tokens=9)
+    exported = exporter().export(adapted, batch, config=config(dynamic=True, quantizer=hook))
+    save, name = (onnx_ir.save, "model.onnx") if exporter is OnnxExporter else (torch.export.save, "model.pt2")
+    file = tmp_path / name
+    save(exported.program, file)
+    other = tiny_inputs("bert", batch=2, tokens=6, seed=3)
+    with torch.no_grad():
+        expected = adapted(**other).logits
+    np.savez(tmp_path / "given.npz", expected=expected, **{name: value.numpy() for name, value in other.items()})
+    command = [sys.executable, "-W", "ignore", "-c", ELSEWHERE, str(file), str(tmp_path / "given.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_hook_is_what_transformers_asks_for() -> None:
