@@ -62,6 +62,10 @@ def capabilities() -> tuple[Capability, ...]:
         _package("transformers", "transformers", "transformers", "hf"),
         _package("peft", "peft", "peft", "hf"),
         _package("Ray Serve", "ray", "ray", "serve"),
+        _package("torch-tensorrt", "torch-tensorrt", "torch_tensorrt", "torch-tensorrt"),
+        _package("Optimum", "optimum", "optimum", None),
+        _package("vLLM", "vllm", "vllm", None),
+        _program("Triton Inference Server", "tritonserver", "it comes with NVIDIA's container, or nvidia-pytriton"),
     )
 
 
@@ -127,6 +131,11 @@ def _tensorrt(gpu: bool) -> Capability:
     return Capability("TensorRT engines", not reason, reason, "" if reason else _version("tensorrt") or "tensorrt")
 
 
+def _program(name: str, program: str, source: str) -> Capability:
+    found = shutil.which(program)
+    return Capability(name, found is not None, "" if found else f"no {program} on the PATH ({source})", found or "")
+
+
 def _trtexec(gpu: bool) -> Capability:
     tool = shutil.which("trtexec")
     missing = "" if tool else "no trtexec on the PATH (it comes with NVIDIA's TensorRT, not with its Python package)"
@@ -151,9 +160,11 @@ def _compile() -> Capability:
     return Capability("torch.compile", True, "", compiler)
 
 
-def _package(name: str, distribution: str, module: str, extra: str) -> Capability:
+def _package(name: str, distribution: str, module: str, extra: str | None) -> Capability:
+    """A package that an extra of gatefx installs, or that has an environment of its own and needs none."""
     if importlib.util.find_spec(module) is None:
-        return Capability(name, False, f"{distribution} is not installed (pip install 'gatefx[{extra}]')")
+        install = distribution if extra is None else f"'gatefx[{extra}]'"
+        return Capability(name, False, f"{distribution} is not installed (pip install {install})")
     return Capability(name, True, "", _version(distribution) or "a version that says nothing of itself")
 
 

@@ -30,6 +30,10 @@ NAMES = [
     "transformers",
     "peft",
     "Ray Serve",
+    "torch-tensorrt",
+    "Optimum",
+    "vLLM",
+    "Triton Inference Server",
 ]
 
 
@@ -107,7 +111,9 @@ def test_the_driver_must_start_and_count_a_device(
 
 
 def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    without(monkeypatch, "triton", "tensorrt_rtx", "transformers", "peft", "ray")
+    missing = ("triton", "tensorrt_rtx", "transformers", "peft", "ray", "torch_tensorrt", "optimum", "vllm")
+    without(monkeypatch, *missing)
+    monkeypatch.setattr(module.shutil, "which", lambda _: None)
     found = rows()
     extras = {
         "OpenVINO on CPU": "openvino",
@@ -116,10 +122,14 @@ def test_missing_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         "transformers": "hf",
         "peft": "hf",
         "Ray Serve": "serve",
+        "torch-tensorrt": "torch-tensorrt",
     }
     for name, extra in extras.items():
         assert not found[name].available
         assert f"pip install 'gatefx[{extra}]'" in found[name].reason
+    for name, install in {"Optimum": "optimum", "vLLM": "vllm"}.items():
+        assert f"(pip install {install})" in found[name].reason
+    assert "no tritonserver on the PATH" in found["Triton Inference Server"].reason
 
 
 @pytest.mark.parametrize("gpu", [False, True])
