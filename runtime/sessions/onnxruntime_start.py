@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,11 @@ PROVIDERS = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+}
+
+_LIBRARIES = {
+    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
+    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
 }
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -189,5 +197,18 @@ def _started(runtime: Any, model: str | bytes, options: Any, wanted: str) -> tup
     session.disable_fallback()
     obtained = session.get_providers()[0]
     if obtained != wanted:
-        raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}")
+        missing = _unloadable(Path(runtime.__file__).parent, wanted)
+        raise _not_obtained(wanted, f"ONNX Runtime fell back to {obtained}{missing and f': {missing}'}")
     return session, obtained
+
+
+def _unloadable(package: Path, provider: str) -> str:
+    """What the system says of the provider's library in ONNX Runtime's package, which names the first one it lacks."""
+    library = package / "capi" / _LIBRARIES.get(provider, "")
+    if not library.is_file():
+        return ""
+    try:
+        ctypes.CDLL(str(library), mode=os.RTLD_LAZY)
+    except OSError as error:
+        return str(error)
+    return ""

@@ -205,6 +205,14 @@ def test_a_silent_fallback_of_the_runtime_is_an_error(tmp_path: Path, monkeypatc
     )
     with pytest.raises(ProviderError, match="fell back to CPUExecutionProvider"):
         OnnxSession.open(write(tmp_path / "out"), provider="cuda")
+    # Its library is there, and one that it stands on is not.
+    library = tmp_path / "package" / "capi" / "libonnxruntime_providers_cuda.so"
+    library.parent.mkdir(parents=True)
+    library.write_bytes(b"no library")
+    monkeypatch.setattr(onnxruntime, "__file__", str(tmp_path / "package" / "__init__.py"))
+    with pytest.raises(ProviderError, match="fell back to CPUExecutionProvider") as caught:
+        OnnxSession.open(write(tmp_path / "again"), provider="cuda")
+    assert "libonnxruntime_providers_cuda.so: " in caught.value.given
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, True, "2"])
