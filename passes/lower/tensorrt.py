@@ -100,6 +100,8 @@ def ranges_of(signature: Signature, sizes: Mapping[str, Sequence[int]] | None) -
         InputError: an unknown axis, no three sizes in order, or more than the model takes.
     """
     axes = {axis.symbol: axis for spec in signature.inputs for axis in spec.axes if axis.size is None}
+    if sizes is not None and not isinstance(sizes, Mapping):
+        raise InputError("Sizes are given by axis.", given=repr(sizes), expected=f"a mapping with {', '.join(axes)}")
     asked = dict(sizes or {})
     if unknown := sorted(set(asked).difference(axes)):
         raise InputError(

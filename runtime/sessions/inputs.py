@@ -32,6 +32,8 @@ def feed(
     """
     specs = {spec.name: spec for spec in (*required, *optional)}
     expected = "; ".join(str(spec) for spec in required)
+    if not isinstance(arrays, Mapping):
+        raise InputError("Inputs are given by name.", given=type(arrays).__name__, expected=f"a mapping: {expected}")
     unknown = [name for name in arrays if name not in specs]
     missing = [spec.name for spec in required if spec.name not in arrays]
     if unknown or missing:

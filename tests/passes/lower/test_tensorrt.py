@@ -158,6 +158,7 @@ def test_loading_names_what_is_missing(folders: dict[str, Path], monkeypatch: py
         ({"generate": True}, "generate"),
         ({"opset": 23}, "opset=23"),
         ({"plugins": True, "through": "torch_tensorrt"}, "plugins=True"),
+        ({"sizes": [1, 2, 3]}, "[1, 2, 3]"),
         ({"sizes": {"length": (1, 2, 3)}}, "sizes for length"),
         ({"sizes": {"batch": (1, 2)}}, "(1, 2)"),
         ({"sizes": {"batch": (4, 2, 8)}}, "least 4"),

@@ -17,3 +17,9 @@ def test_ids_below_zero_are_refused_though_engines_would_read_them_from_the_end(
         feed({"decoder_input_ids": [[5, -100]]}, [IDS])
     assert "-100" in caught.value.given
     assert feed({"places": [[5, -1]]}, [OTHER])["places"].tolist() == [[5, -1]]
+
+
+def test_inputs_without_names_are_refused() -> None:
+    with pytest.raises(InputError, match="by name") as caught:
+        feed([[5, 6]], [IDS])  # type: ignore[arg-type]
+    assert "decoder_input_ids" in caught.value.expected
