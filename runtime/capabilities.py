@@ -162,7 +162,8 @@ def _compile() -> Capability:
 
 def _package(name: str, distribution: str, module: str, extra: str | None) -> Capability:
     """A package that an extra of gatefx installs, or that has an environment of its own and needs none."""
-    if importlib.util.find_spec(module) is None:
+    # A module alone does not say it: gatefx itself has a folder in Optimum's.
+    if importlib.util.find_spec(module) is None or (extra is None and not _version(distribution)):
         install = distribution if extra is None else f"'gatefx[{extra}]'"
         return Capability(name, False, f"{distribution} is not installed (pip install {install})")
     return Capability(name, True, "", _version(distribution) or "a version that says nothing of itself")

@@ -171,3 +171,11 @@ def test_packages_are_looked_up_and_not_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_folder_in_optimum_s_namespace_is_no_optimum(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    there = types.SimpleNamespace(find_spec=lambda name: object() if name == "optimum" else find(name))
+    monkeypatch.setattr(module, "importlib", types.SimpleNamespace(util=there))
+    monkeypatch.setattr(module, "_version", lambda _: "")
+    assert not rows()["Optimum"].available
