@@ -41,6 +41,17 @@ def load(
     """
     if native not in (None, True, False):
         raise InputError("native is a switch.", given=f"native={native!r}", expected="None, True or False")
+    artifact = _opened(folder)
+    if artifact.manifest.get("backend") == TENSORRT:
+        return _load_engine(artifact, provider, threads=threads, native=native)
+    if provider == OPENVINO:
+        return _load_in_openvino(artifact, threads=threads, native=native)
+    return _session_class(artifact.manifest["kind"]).open(
+        artifact, provider="cpu" if provider is None else provider, threads=threads, native=native
+    )
+
+
+def _opened(folder: str | Path) -> Artifact:
     artifact = Artifact.open(folder)
     kind = artifact.manifest.get("kind")
     if kind not in (MODEL, DECODER):
@@ -52,13 +63,7 @@ def load(
             if kind == OPTIMUM_DECODER
             else "open saved gates with gatefx.from_pretrained(base_model, folder, example_inputs=batch)",
         )
-    if artifact.manifest.get("backend") == TENSORRT:
-        return _load_engine(artifact, provider, threads=threads, native=native)
-    if provider == OPENVINO:
-        return _load_in_openvino(artifact, threads=threads, native=native)
-    return _session_class(kind).open(
-        artifact, provider="cpu" if provider is None else provider, threads=threads, native=native
-    )
+    return artifact
 
 
 def _session_class(kind: str) -> type[OnnxSession]:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import CaptureError
-from ...runtime.ops.onnx_domain import DOMAIN
+from ...runtime.ops.domain import DOMAIN
 from ...runtime.ops.ptx import Element
 from ...runtime.tensorrt.plugin_files import MOST_RANK, OPERATORS, Needed
 

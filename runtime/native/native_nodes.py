@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from ..ops.domain import DOMAIN, VERSION
+
 if TYPE_CHECKING:
     import onnx_ir
-
-DOMAIN, VERSION = "gatefx", 1
-"""Of the library's operators, and of the functions that define them in a file."""
 
 
 def replace_by_native(

@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .native_nodes import DOMAIN, replace_by_native
+from ..ops.domain import DOMAIN
+from .native_nodes import replace_by_native
 
 if TYPE_CHECKING:
     import onnx_ir

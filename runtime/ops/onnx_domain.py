@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ...errors import missing_package
+from .domain import DOMAIN, VERSION
 
 try:
     import onnx
     from onnxscript.values import Op, Opset
 except ImportError as error:
     raise missing_package("onnxscript", extra="onnxruntime", feature="Lowering to ONNX") from error
-
-DOMAIN = "gatefx"
-VERSION = 1
-"""Version of the domain; a change of meaning of any body raises it."""
 
 OPSET = Opset(DOMAIN, VERSION)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .domain import DOMAIN, VERSION
 from .linear_ops import gated_linear, token_gated_linear
 from .onnx_cache_functions import translate_index_copy
-from .onnx_domain import DOMAIN, VERSION
 from .onnx_linear_functions import (
     GatedLinear,
     TokenGatedLinear,

@@ -11,7 +11,6 @@ Facts: docs/user_guide/model_configuration.md of triton-inference-server/server,
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from ...errors import ArtifactError, InputError
@@ -24,52 +23,41 @@ PLAN = "model.plan"
 _BATCH = "batch"
 
 
-@dataclass(frozen=True)
-class EngineModel:
-    """An artifact whose engine is built.
+def checked_engine(folder: str, options: ServeOptions, *, ragged: bool) -> Artifact:
+    """The artifact in `folder`, whose engine Triton can serve.
 
-    Attributes:
-        artifact: verified; most: examples that run together at most.
+    Raises:
+        ArtifactError: a folder that does not verify, or whose engine is not built.
+        InputError: `ragged`, plugins, or an engine that takes no single example or fewer than `max_batch`.
     """
-
-    artifact: Artifact
-    most: int
-
-    @classmethod
-    def open(cls, folder: str, options: ServeOptions, *, ragged: bool) -> EngineModel:
-        """The engine in `folder`, if Triton can serve it.
-
-        Raises:
-            ArtifactError: a folder that does not verify, or whose engine is not built.
-            InputError: `ragged`, plugins, or an engine that takes no single example or fewer than `max_batch`.
-        """
-        artifact = Artifact.open(folder)
-        if not (artifact.path / ENGINE_FILE).is_file():
-            raise ArtifactError(
-                "The folder's engine is not built yet, and Triton builds none.",
-                given=folder,
-                expected=ENGINE_FILE,
-                remedy=str(artifact.manifest.get("remains", "run the folder's script where TensorRT and the GPU are")),
-            )
-        least, most = (artifact.manifest["sizes"][_BATCH][end] for end in ("least", "most"))
-        _check_request(artifact, options, ragged=ragged, least=least, most=most)
-        return cls(artifact, options.max_batch)
-
-    def fill(self, written: Path, version: str, name: str, options: ServeOptions) -> str:
-        """Copy the engine into the model's folder; the text of its configuration."""
-        shutil.copy2(self.artifact.path / ENGINE_FILE, written / version / PLAN)
-        rows = [
-            f"name: {quoted(name)}",
-            'platform: "tensorrt_plan"',
-            f"default_model_filename: {quoted(PLAN)}",
-            f"max_batch_size: {self.most}",
-            block("instance_group", (f"count: {options.replicas}", "kind: KIND_GPU")),
-            block("dynamic_batching", batching_rows(options)),
-        ]
-        return "\n".join(rows) + "\n"
+    artifact = Artifact.open(folder)
+    if not (artifact.path / ENGINE_FILE).is_file():
+        raise ArtifactError(
+            "The folder's engine is not built yet, and Triton builds none.",
+            given=folder,
+            expected=ENGINE_FILE,
+            remedy=str(artifact.manifest.get("remains", "run the folder's script where TensorRT and the GPU are")),
+        )
+    _check_request(artifact, options, ragged=ragged)
+    return artifact
 
 
-def _check_request(artifact: Artifact, options: ServeOptions, *, ragged: bool, least: int, most: int) -> None:
+def fill_model(written: Path, artifact: Artifact, options: ServeOptions, *, version: str) -> str:
+    """Copy the engine into the model's folder; the text of its configuration."""
+    shutil.copy2(artifact.path / ENGINE_FILE, written / version / PLAN)
+    rows = [
+        f"name: {quoted(written.name)}",
+        'platform: "tensorrt_plan"',
+        f"default_model_filename: {quoted(PLAN)}",
+        f"max_batch_size: {options.max_batch}",
+        block("instance_group", (f"count: {options.replicas}", "kind: KIND_GPU")),
+        block("dynamic_batching", batching_rows(options)),
+    ]
+    return "\n".join(rows) + "\n"
+
+
+def _check_request(artifact: Artifact, options: ServeOptions, *, ragged: bool) -> None:
+    least, most = (artifact.manifest["sizes"][_BATCH][end] for end in ("least", "most"))
     reasons = {
         "a request for ragged batches, which the tensorrt back end cannot pad": ragged,
         "nodes of plugins, whose library the server would have to load": bool(artifact.manifest.get("plugins")),

@@ -30,7 +30,7 @@ from ..sessions.onnxruntime_start import PROVIDERS, full_name
 from .options import ServeOptions
 from .served_model import ServedModel, open_session, served_model
 from .triton_config import ARTIFACT, config_text
-from .triton_engine import EngineModel
+from .triton_engine import checked_engine, fill_model
 
 CONFIG_FILE, VERSION, MODEL_PY = "config.pbtxt", "1", "model.py"
 _WEIGHTS = f"{MODEL_FILE}.data"
@@ -82,13 +82,13 @@ def write_repository(
         ArtifactError: a folder that does not verify, an engine that is not built, or a model of that name that is
             there already.
         InputError: a model that no batch can be made of, or with adapters to choose from; without `ragged`, one with
-            recovery, or a provider that the onnxruntime back end does not have; an engine as `EngineModel.open`.
+            recovery, or a provider that the onnxruntime back end does not have; an engine as `checked_engine`.
     """
     chosen = options or ServeOptions()
     place = str(Path(folder).absolute())
     if Artifact.open(place, verify=False).manifest.get("backend") == TENSORRT:
-        engine = EngineModel.open(place, chosen, ragged=ragged)
-        return _written(repository, lambda written: engine.fill(written, VERSION, repository.name, chosen))
+        engine = checked_engine(place, chosen, ragged=ragged)
+        return _written(repository, lambda written: fill_model(written, engine, chosen, version=VERSION))
     session = open_session(place, chosen)
     model = served_model(place, session, chosen)
     _check_adapters(session)

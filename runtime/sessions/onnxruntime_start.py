@@ -23,8 +23,8 @@ PROVIDERS = {
 }
 
 _LIBRARIES = {
-    "CUDAExecutionProvider": "libonnxruntime_providers_cuda.so",
-    "TensorrtExecutionProvider": "libonnxruntime_providers_tensorrt.so",
+    PROVIDERS["cuda"]: "libonnxruntime_providers_cuda.so",
+    PROVIDERS["tensorrt"]: "libonnxruntime_providers_tensorrt.so",
 }
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"

@@ -9,7 +9,7 @@ import torch
 from onnx import TensorProto, helper
 
 from gatefx.runtime.native.masked_attention import MASKED_ATTENTION
-from gatefx.runtime.native.native_nodes import DOMAIN
+from gatefx.runtime.ops.domain import DOMAIN
 
 from .attention_cases import BOUNDS, SHAPES, AttentionCase
 from .runs import all_equal_from_four_callers, opened, run
